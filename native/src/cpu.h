@@ -1,0 +1,15 @@
+/* Tiers: sets of abilities of the CPU and the operating system, one word each, used for file names,
+ * kernel variants and messages alike. */
+#ifndef BITM_CPU_H
+#define BITM_CPU_H
+
+#include <stdbool.h>
+
+typedef enum bitm_tier {
+    BITM_TIER_SCALAR, /* plain C */
+} bitm_tier;
+
+/* Whether this machine runs code of the tier. */
+bool bitm_cpu_has(bitm_tier tier);
+
+#endif

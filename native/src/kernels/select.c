@@ -1,0 +1,107 @@
+#include "select.h"
+
+#include <string.h>
+
+typedef void any_fn(void);
+
+typedef enum op_number {
+#define BITM_OP(op) OP_##op,
+    BITM_OPS(BITM_OP)
+#undef BITM_OP
+        N_OPS
+} op_number;
+
+static const char *const op_names[N_OPS] = {
+#define BITM_OP(op) #op,
+    BITM_OPS(BITM_OP)
+#undef BITM_OP
+};
+
+static const struct entry {
+    op_number op;
+    const char *variant;
+    bitm_tier tier;
+    any_fn *function;
+} entries[] = {
+#define BITM_KERNEL(op, variant, tier) {OP_##op, #variant, tier, (any_fn *)bitm_##op##__##variant},
+#include "kernels.def"
+#undef BITM_KERNEL
+};
+
+enum { N_ENTRIES = sizeof entries / sizeof entries[0] };
+
+static void choose(bitm_kernel_table *table, const struct entry *entry)
+{
+    switch (entry->op) {
+#define BITM_OP(op)                                                                                \
+    case OP_##op:                                                                                  \
+        table->op = (bitm_##op##_fn *)entry->function;                                             \
+        break;
+        BITM_OPS(BITM_OP)
+#undef BITM_OP
+    case N_OPS:
+        break;
+    }
+}
+
+static any_fn *chosen(const bitm_kernel_table *table, op_number op)
+{
+    switch (op) {
+#define BITM_OP(op)                                                                                \
+    case OP_##op:                                                                                  \
+        return (any_fn *)table->op;
+        BITM_OPS(BITM_OP)
+#undef BITM_OP
+    case N_OPS:
+        break;
+    }
+    return NULL;
+}
+
+static bool equals(const char *name, const char *text, size_t n)
+{
+    return strlen(name) == n && memcmp(name, text, n) == 0;
+}
+
+/* One "op=variant" of n characters. */
+static bitm_status force(bitm_kernel_table *table, const char *text, size_t n, bitm_error *err)
+{
+    const char *sign = memchr(text, '=', n);
+    BITM_CHECK(sign != NULL, BITM_ARGUMENT, err, "kernels: '%.*s' is not op=variant", (int)n, text);
+    size_t op_length = (size_t)(sign - text), variant_length = n - op_length - 1;
+    for (size_t i = 0; i < N_ENTRIES; i++) {
+        const struct entry *entry = &entries[i];
+        if (!equals(op_names[entry->op], text, op_length) ||
+            !equals(entry->variant, sign + 1, variant_length))
+            continue;
+        BITM_CHECK(bitm_cpu_has(entry->tier), BITM_UNSUPPORTED, err,
+                   "kernels: this machine cannot run %.*s", (int)n, text);
+        choose(table, entry);
+        return BITM_OK;
+    }
+    return bitm_fail(err, BITM_ARGUMENT, "kernels: there is no kernel %.*s", (int)n, text);
+}
+
+bitm_status bitm_kernels_select(bitm_kernel_table *table, const char *forced, bitm_error *err)
+{
+    for (size_t i = N_ENTRIES; i-- > 0;)
+        if (bitm_cpu_has(entries[i].tier)) choose(table, &entries[i]);
+    while (forced != NULL && *forced != '\0') {
+        size_t n = strcspn(forced, ",");
+        BITM_TRY(force(table, forced, n, err));
+        forced += n + (forced[n] == ',');
+    }
+    return BITM_OK;
+}
+
+size_t bitm_kernels_list(const bitm_kernel_table *table, bitm_kernel *kernels, size_t capacity)
+{
+    for (size_t i = 0; i < N_ENTRIES && i < capacity; i++)
+        kernels[i] = (bitm_kernel){
+            .op = op_names[entries[i].op],
+            .variant = entries[i].variant,
+            .available = bitm_cpu_has(entries[i].tier),
+            .chosen = chosen(table, entries[i].op) == entries[i].function,
+        };
+    return N_ENTRIES;
+}

@@ -1,0 +1,39 @@
+/* An opened model: the file, its network, its tokenizer and the kernels that run it. */
+#ifndef BITM_MODEL_H
+#define BITM_MODEL_H
+
+#include "kernels/select.h"
+#include "network.h"
+#include "os.h"
+#include "tokenizer.h"
+
+typedef struct bitm_allocator {
+    void *(*allocate)(void *context, size_t n_bytes);
+    void (*release)(void *context, void *memory);
+    void *context;
+} bitm_allocator;
+
+struct bitm_model {
+    bitm_allocator allocator;
+    void *allocation; /* everything below, and what it points to beside the file */
+    size_t allocation_bytes;
+    bitm_mapping mapping; /* n_bytes 0: the file lies in the caller's memory */
+    bitm_file file;
+    bitm_network network;
+    bitm_tokenizer tokenizer; /* when file.header->n_tokens > 0 */
+    bitm_kernel_table kernels;
+};
+
+/* An arena over newly allocated memory, or BITM_NO_MEMORY; *allocation is what to release. */
+bitm_status bitm_allocate_arena(const bitm_allocator *allocator, size_t n_bytes, bitm_arena *arena,
+                                void **allocation, bitm_error *err);
+
+/* Fails unless the file carries a vocabulary. */
+bitm_status bitm_model_needs_vocabulary(const bitm_model *model, bitm_error *err);
+
+/* Copies the caller's options over defaults, as far as the caller's version of the struct goes;
+ * fails when struct_size is impossible. `what` names the struct in the message. */
+bitm_status bitm_read_options(void *options, size_t size, const void *given, const char *what,
+                              bitm_error *err);
+
+#endif

@@ -1,0 +1,295 @@
+#if !defined(_WIN32)
+#define _GNU_SOURCE /* sched_getaffinity */
+#endif
+
+#include "os.h"
+
+#include <stdlib.h>
+
+void *bitm_os_allocate(void *context, size_t n_bytes)
+{
+    (void)context;
+    return malloc(n_bytes);
+}
+
+void bitm_os_release(void *context, void *memory)
+{
+    (void)context;
+    free(memory);
+}
+
+#if defined(_WIN32)
+
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+
+_Static_assert(sizeof(SRWLOCK) <= sizeof(bitm_mutex), "storage");
+_Static_assert(sizeof(CONDITION_VARIABLE) <= sizeof(bitm_condition), "storage");
+_Static_assert(sizeof(HANDLE) <= sizeof(((bitm_thread *)0)->storage), "storage");
+
+bitm_status bitm_os_map_file(bitm_mapping *mapping, const char *path, bitm_error *err)
+{
+    static const char empty[1] = {0};
+    wchar_t wide[32768];
+    if (MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, wide, 32768) == 0)
+        return bitm_fail(err, BITM_IO, "%s: not a path", path);
+    HANDLE file = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ, NULL, OPEN_EXISTING,
+                              FILE_ATTRIBUTE_NORMAL, NULL);
+    if (file == INVALID_HANDLE_VALUE)
+        return bitm_fail(err, BITM_IO, "%s: cannot open: error %lu", path, GetLastError());
+    LARGE_INTEGER size;
+    if (!GetFileSizeEx(file, &size)) {
+        CloseHandle(file);
+        return bitm_fail(err, BITM_IO, "%s: cannot tell its size", path);
+    }
+    mapping->n_bytes = (uint64_t)size.QuadPart;
+    mapping->bytes = empty;
+    if (mapping->n_bytes > 0) {
+        HANDLE view = CreateFileMappingW(file, NULL, PAGE_READONLY, 0, 0, NULL);
+        mapping->bytes = view != NULL ? MapViewOfFile(view, FILE_MAP_READ, 0, 0, 0) : NULL;
+        if (view != NULL) CloseHandle(view);
+    }
+    CloseHandle(file);
+    BITM_CHECK(mapping->bytes != NULL, BITM_IO, err, "%s: cannot map: error %lu", path,
+               GetLastError());
+    return BITM_OK;
+}
+
+void bitm_os_unmap_file(bitm_mapping *mapping)
+{
+    if (mapping->n_bytes > 0) (void)UnmapViewOfFile(mapping->bytes);
+    mapping->n_bytes = 0;
+}
+
+uint32_t bitm_os_cpu_count(void)
+{
+    DWORD_PTR process = 0, machine = 0;
+    uint32_t n = 0;
+    if (GetProcessAffinityMask(GetCurrentProcess(), &process, &machine))
+        for (; process != 0; process &= process - 1)
+            n++;
+    return n > 0 ? n : 1;
+}
+
+uint64_t bitm_os_process_id(void)
+{
+    return GetCurrentProcessId();
+}
+
+static DWORD WINAPI thread_main(LPVOID argument)
+{
+    bitm_thread *thread = argument;
+    thread->run(thread->context);
+    return 0;
+}
+
+bool bitm_os_thread_start(bitm_thread *thread)
+{
+    HANDLE handle = CreateThread(NULL, 1 << 19, thread_main, thread, 0, NULL);
+    *(HANDLE *)(void *)thread->storage = handle;
+    return handle != NULL;
+}
+
+void bitm_os_thread_join(bitm_thread *thread)
+{
+    HANDLE handle = *(HANDLE *)(void *)thread->storage;
+    (void)WaitForSingleObject(handle, INFINITE);
+    (void)CloseHandle(handle);
+}
+
+bool bitm_os_mutex_init(bitm_mutex *mutex)
+{
+    InitializeSRWLock((SRWLOCK *)(void *)mutex->storage);
+    return true;
+}
+
+void bitm_os_mutex_destroy(bitm_mutex *mutex)
+{
+    (void)mutex;
+}
+
+void bitm_os_mutex_lock(bitm_mutex *mutex)
+{
+    AcquireSRWLockExclusive((SRWLOCK *)(void *)mutex->storage);
+}
+
+void bitm_os_mutex_unlock(bitm_mutex *mutex)
+{
+    ReleaseSRWLockExclusive((SRWLOCK *)(void *)mutex->storage);
+}
+
+bool bitm_os_condition_init(bitm_condition *condition)
+{
+    InitializeConditionVariable((CONDITION_VARIABLE *)(void *)condition->storage);
+    return true;
+}
+
+void bitm_os_condition_destroy(bitm_condition *condition)
+{
+    (void)condition;
+}
+
+void bitm_os_condition_wait(bitm_condition *condition, bitm_mutex *mutex)
+{
+    (void)SleepConditionVariableSRW((CONDITION_VARIABLE *)(void *)condition->storage,
+                                    (SRWLOCK *)(void *)mutex->storage, INFINITE, 0);
+}
+
+void bitm_os_condition_broadcast(bitm_condition *condition)
+{
+    WakeAllConditionVariable((CONDITION_VARIABLE *)(void *)condition->storage);
+}
+
+#else
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sched.h>
+#include <stdio.h>
+#endif
+
+/* Worker threads need little, but musl's default of 128 KiB leaves none to spare. */
+enum { STACK_BYTES = 1 << 19 };
+
+_Static_assert(sizeof(pthread_mutex_t) <= sizeof(bitm_mutex), "storage");
+_Static_assert(sizeof(pthread_cond_t) <= sizeof(bitm_condition), "storage");
+_Static_assert(sizeof(pthread_t) <= sizeof(((bitm_thread *)0)->storage), "storage");
+
+bitm_status bitm_os_map_file(bitm_mapping *mapping, const char *path, bitm_error *err)
+{
+    static const char empty[1] = {0};
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0) return bitm_fail(err, BITM_IO, "%s: %s", path, strerror(errno));
+    struct stat facts;
+    if (fstat(descriptor, &facts) != 0 || !S_ISREG(facts.st_mode)) {
+        (void)close(descriptor);
+        return bitm_fail(err, BITM_IO, "%s: not a regular file", path);
+    }
+    mapping->n_bytes = (uint64_t)facts.st_size;
+    mapping->bytes = empty;
+    if (mapping->n_bytes > SIZE_MAX / 2) {
+        (void)close(descriptor);
+        return bitm_fail(err, BITM_IO, "%s: too large for this machine's addresses", path);
+    }
+    if (mapping->n_bytes > 0) {
+        void *bytes = mmap(NULL, (size_t)mapping->n_bytes, PROT_READ, MAP_PRIVATE, descriptor, 0);
+        mapping->bytes = bytes != MAP_FAILED ? bytes : NULL;
+    }
+    int reason = errno;
+    (void)close(descriptor);
+    if (mapping->bytes == NULL)
+        return bitm_fail(err, BITM_NO_MEMORY, "%s: cannot map: %s", path, strerror(reason));
+    return BITM_OK;
+}
+
+void bitm_os_unmap_file(bitm_mapping *mapping)
+{
+    if (mapping->n_bytes > 0) (void)munmap((void *)(uintptr_t)mapping->bytes, mapping->n_bytes);
+    mapping->n_bytes = 0;
+}
+
+#if defined(__linux__)
+/* CPUs of the cgroup (version 2) that holds this process, rounded up; 0 where there is no quota. */
+static uint32_t cgroup_cpu_quota(void)
+{
+    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "re");
+    if (file == NULL) return 0;
+    unsigned long quota = 0, period = 0;
+    int n_read = fscanf(file, "%lu %lu", &quota, &period); /* "max 100000" reads nothing */
+    (void)fclose(file);
+    return n_read == 2 && period > 0 ? (uint32_t)((quota + period - 1) / period) : 0;
+}
+#endif
+
+uint32_t bitm_os_cpu_count(void)
+{
+    uint32_t n = 0;
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) n = (uint32_t)CPU_COUNT(&set);
+    uint32_t quota = cgroup_cpu_quota();
+    if (quota > 0 && quota < n) n = quota;
+#endif
+    if (n == 0) {
+        long online = sysconf(_SC_NPROCESSORS_ONLN);
+        n = online > 0 ? (uint32_t)online : 1;
+    }
+    return n;
+}
+
+uint64_t bitm_os_process_id(void)
+{
+    return (uint64_t)getpid();
+}
+
+static void *thread_main(void *argument)
+{
+    bitm_thread *thread = argument;
+    thread->run(thread->context);
+    return NULL;
+}
+
+bool bitm_os_thread_start(bitm_thread *thread)
+{
+    pthread_attr_t attributes;
+    if (pthread_attr_init(&attributes) != 0) return false;
+    (void)pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    bool started =
+        pthread_create((pthread_t *)(void *)thread->storage, &attributes, thread_main, thread) == 0;
+    (void)pthread_attr_destroy(&attributes);
+    return started;
+}
+
+void bitm_os_thread_join(bitm_thread *thread)
+{
+    (void)pthread_join(*(pthread_t *)(void *)thread->storage, NULL);
+}
+
+bool bitm_os_mutex_init(bitm_mutex *mutex)
+{
+    return pthread_mutex_init((pthread_mutex_t *)(void *)mutex->storage, NULL) == 0;
+}
+
+void bitm_os_mutex_destroy(bitm_mutex *mutex)
+{
+    (void)pthread_mutex_destroy((pthread_mutex_t *)(void *)mutex->storage);
+}
+
+void bitm_os_mutex_lock(bitm_mutex *mutex)
+{
+    (void)pthread_mutex_lock((pthread_mutex_t *)(void *)mutex->storage);
+}
+
+void bitm_os_mutex_unlock(bitm_mutex *mutex)
+{
+    (void)pthread_mutex_unlock((pthread_mutex_t *)(void *)mutex->storage);
+}
+
+bool bitm_os_condition_init(bitm_condition *condition)
+{
+    return pthread_cond_init((pthread_cond_t *)(void *)condition->storage, NULL) == 0;
+}
+
+void bitm_os_condition_destroy(bitm_condition *condition)
+{
+    (void)pthread_cond_destroy((pthread_cond_t *)(void *)condition->storage);
+}
+
+void bitm_os_condition_wait(bitm_condition *condition, bitm_mutex *mutex)
+{
+    (void)pthread_cond_wait((pthread_cond_t *)(void *)condition->storage,
+                            (pthread_mutex_t *)(void *)mutex->storage);
+}
+
+void bitm_os_condition_broadcast(bitm_condition *condition)
+{
+    (void)pthread_cond_broadcast((pthread_cond_t *)(void *)condition->storage);
+}
+
+#endif

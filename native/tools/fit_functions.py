@@ -1,0 +1,100 @@
+"""Fits the polynomials of native/src/kernels/canonical.h and measures the functions' errors.
+
+Coefficients are found in high precision by weighted least squares with the weights moved towards the
+largest error (Lawson's method), then rounded to float32.  `python native/tools/fit_functions.py` prints them
+as C macros.  Needs numpy and mpmath.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mpmath as mp
+import numpy as np
+
+mp.mp.dps = 40
+
+
+def fit(
+    function: Callable[[float], mp.mpf],
+    low: float,
+    high: float,
+    degree: int,
+    weight: Callable[[float], float],
+) -> np.ndarray:
+    """Coefficients c[0..degree] of the polynomial nearest to `function` on [low, high].
+
+    `weight(x)` multiplies the error at x; the greatest weighted error is made small.
+    """
+    nodes = (low + high) / 2 + (high - low) / 2 * np.cos(np.pi * (np.arange(600) + 0.5) / 600)
+    target = np.array([float(function(x)) for x in nodes])
+    weights = np.array([weight(x) for x in nodes])
+    lawson = np.ones_like(weights)
+    # Powers of the variable moved to [-1, 1] keep the system well conditioned.
+    scaled = (nodes - (low + high) / 2) * 2 / (high - low)
+    powers = np.polynomial.chebyshev.chebvander(scaled, degree)
+    for _ in range(200):
+        factor = np.sqrt(lawson) * weights
+        solution = np.linalg.lstsq(powers * factor[:, None], target * factor, rcond=None)[0]
+        error = np.abs((powers @ solution - target) * weights).astype(float)
+        lawson = lawson * error
+        lawson /= lawson.mean()
+    series = np.polynomial.Chebyshev(solution, domain=[low, high])
+    return np.asarray(series.convert(kind=np.polynomial.Polynomial).coef)
+
+
+def show(name: str, coefficients: np.ndarray) -> None:
+    for power, value in enumerate(coefficients):
+        print(f"#define {name}_{power} {float(np.float32(value)).hex()}F /* {value:.9g} */")
+
+
+def main() -> None:
+    half_ln2 = 0.5 * float(mp.log(2)) * 1.0001
+    # exp(r) = 1 + r + r^2 P(r)
+    show(
+        "BITM_EXP",
+        fit(
+            lambda r: (mp.e**r - 1 - r) / (mp.mpf(r) ** 2) if r else mp.mpf(1) / 2,
+            -half_ln2,
+            half_ln2,
+            4,
+            lambda r: r * r,
+        ),
+    )
+    # erf(x) = x + x P(x^2) for |x| < 1
+    show(
+        "BITM_ERF_SMALL",
+        fit(
+            lambda s: mp.erf(mp.sqrt(s)) / mp.sqrt(s) - 1 if s else 2 / mp.sqrt(mp.pi) - 1,
+            0.0,
+            1.0,
+            6,
+            lambda s: 1.0,
+        ),
+    )
+    # erf(x) = 1 - exp(-x P(x)) for 1 <= |x| < 4
+    show(
+        "BITM_ERF_LARGE",
+        fit(
+            lambda x: -mp.log(mp.erfc(x)) / x,
+            1.0,
+            4.0,
+            7,
+            lambda x: float(x * mp.erfc(x)),
+        ),
+    )
+    # tanh(x) = x + x^3 P(x^2) for |x| < 0.625
+    show(
+        "BITM_TANH",
+        fit(
+            lambda s: (mp.tanh(mp.sqrt(s)) / mp.sqrt(s) - 1) / s if s else -mp.mpf(1) / 3,
+            0.0,
+            0.625**2,
+            4,
+            lambda s: s,
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""libbitm through cffi: the only file that touches `ffi`.
+
+Arrays are C-contiguous numpy arrays of the stated dtype; every failure of the library becomes a
+`BitmError`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitm._cdef import ffi
+from bitm.errors import BitmError, error_class
+
+Int32s = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+ACTIVATIONS = {"auto": 0, "int8": 1, "int16": 2, "float32": 3}
+OUTPUT_LOGITS, OUTPUT_HIDDEN_STATES = 0, 1
+PREDICTION = np.dtype([("score", np.float32), ("token", np.int32)])
+
+
+def _open_library() -> Any:
+    name = {"win32": "bitm.dll", "darwin": "libbitm.dylib"}.get(sys.platform, "libbitm.so")
+    for folder in _library_folders():
+        path = folder / name
+        if path.exists():
+            return ffi.dlopen(str(path))
+    raise ImportError(f"bitm: {name} is not beside {__file__}: is the package built?")
+
+
+def _library_folders() -> list[Path]:
+    """Beside this file in a wheel; in site-packages/bitm for an editable install."""
+    here = Path(__file__).resolve().parent
+    return [here, *(Path(entry) / "bitm" for entry in sys.path if entry)]
+
+
+lib = _open_library()
+
+
+def version() -> str:
+    """Returns the version of the library."""
+    return _string(lib.bitm_version())
+
+
+def _string(pointer: Any) -> str:
+    return str(ffi.string(pointer).decode())
+
+
+def _check(status: int, error: Any) -> None:
+    if status == 0:
+        return
+    name = _string(lib.bitm_status_name(status))
+    message = ffi.string(error.message).decode(errors="replace")
+    raise error_class(name)(message, status, name)
+
+
+def _utf8(text: str) -> bytes:
+    """Encodes a text; lone surrogates, which UTF-8 has not, are refused by the library."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _options(kind: str, **fields: object) -> Any:
+    options = ffi.new(f"{kind} *", fields)
+    options.struct_size = ffi.sizeof(kind)
+    return options
+
+
+def _int32s(array: Int32s | None) -> Any:
+    return ffi.NULL if array is None else ffi.from_buffer("int32_t[]", array)
+
+
+class Library:
+    """An opened model file: what is in it, its tokenizer, its kernels."""
+
+    def __init__(self, path: str, kernels: str | None = None) -> None:
+        """Opens the file.
+
+        Raises:
+            FormatError: it is not a sound .bitm file.
+            BitmError: it cannot be read.
+            InputError, UnsupportedError: `kernels` ("op=variant,...") cannot be had.
+        """
+        error, handle = ffi.new("bitm_error *"), ffi.new("bitm_model **")
+        forced = ffi.NULL if kernels is None else ffi.new("char[]", kernels.encode())
+        options = _options("bitm_model_options", kernels=forced)
+        _check(lib.bitm_model_open(_path_bytes(path), options, handle, error), error)
+        self.handle = handle[0]
+        self.properties = self._properties()
+
+    def close(self) -> None:
+        """Frees the model; its sessions must be gone."""
+        lib.bitm_model_close(self.handle)
+        self.handle = ffi.NULL
+
+    def verify(self) -> None:
+        """Reads all data and checks it; raises FormatError."""
+        error = ffi.new("bitm_error *")
+        _check(lib.bitm_model_verify(self.handle, error), error)
+
+    def _properties(self) -> dict[str, int]:
+        error = ffi.new("bitm_error *")
+        properties = _options("bitm_model_properties")
+        _check(lib.bitm_model_info(self.handle, properties, error), error)
+        fields = ffi.typeof("bitm_model_properties").fields
+        return {name: getattr(properties, name) for name, _ in fields if name != "struct_size"}
+
+    def metadata(self) -> dict[str, str]:
+        """Returns the metadata of the file."""
+        entry, found = ffi.new("bitm_metadata *"), {}
+        while lib.bitm_model_next_metadata(self.handle, entry):
+            key = ffi.buffer(entry.key, entry.n_key_bytes)[:].decode()
+            found[key] = ffi.buffer(entry.value, entry.n_value_bytes)[:].decode()
+        return found
+
+    def kernels(self) -> list[dict[str, object]]:
+        """Returns every kernel of the library: op, variant, available here, chosen."""
+        return list(_list_kernels(self.handle))
+
+    def tokenize(self, text: str) -> Int32s:
+        """Returns the ids of a text, [CLS] and [SEP] included: int32 [n]."""
+        error, n_ids = ffi.new("bitm_error *"), ffi.new("size_t *")
+        data = _utf8(text)
+        # A token covers at least one byte, and two are added: this is always enough.
+        ids = np.empty(len(data) + 2, np.int32)
+        status = lib.bitm_tokenize(
+            self.handle, data, len(data), _int32s(ids), len(ids), n_ids, error
+        )
+        _check(status, error)
+        return ids[: n_ids[0]].copy()
+
+    def decode(self, ids: Int32s, skip_special_tokens: bool = False) -> str:
+        """Returns the text of ids, as transformers' `decode` does."""
+        error, n_bytes = ffi.new("bitm_error *"), ffi.new("size_t *")
+        arguments = (self.handle, _int32s(ids), len(ids), skip_special_tokens)
+        room = 16 * len(ids) + 16
+        while True:
+            text = ffi.new("char[]", room)
+            _check(lib.bitm_decode(*arguments, text, room, n_bytes, error), error)
+            if n_bytes[0] < room:
+                return str(ffi.buffer(text, n_bytes[0])[:].decode())
+            room = n_bytes[0] + 1
+
+    def token_id(self, token: str) -> int:
+        """Returns the id of a token, -1 where the vocabulary has none of that spelling."""
+        data = _utf8(token)
+        return int(lib.bitm_token_id(self.handle, data, len(data)))
+
+
+def _path_bytes(path: str) -> bytes:
+    # The library takes UTF-8 on Windows, and the system's own bytes elsewhere.
+    return path.encode() if sys.platform == "win32" else path.encode(errors="surrogateescape")
+
+
+def _list_kernels(handle: Any) -> Iterator[dict[str, object]]:
+    n = lib.bitm_kernels(handle, ffi.NULL, 0)
+    kernels = ffi.new("bitm_kernel[]", n)
+    lib.bitm_kernels(handle, kernels, n)
+    for kernel in kernels:
+        yield {
+            "op": _string(kernel.op),
+            "variant": _string(kernel.variant),
+            "available": bool(kernel.available),
+            "chosen": bool(kernel.chosen),
+        }
+
+
+def default_kernels() -> list[dict[str, object]]:
+    """Returns the kernels of the library, with those that a model takes by default."""
+    return list(_list_kernels(ffi.NULL))
+
+
+class Session:
+    """The working memory and threads of one caller at a time."""
+
+    def __init__(
+        self, library: Library, max_batch: int, max_length: int, threads: int, activations: str
+    ) -> None:
+        """Takes the memory and starts the threads; raises BitmError."""
+        error, handle = ffi.new("bitm_error *"), ffi.new("bitm_session **")
+        options = self._session_options(max_batch, max_length, threads, activations)
+        _check(lib.bitm_session_create(library.handle, options, handle, error), error)
+        self.handle = handle[0]
+        self.max_batch = max_batch
+        self.max_length = max_length
+
+    @staticmethod
+    def _session_options(max_batch: int, max_length: int, threads: int, activations: str) -> Any:
+        return _options(
+            "bitm_session_options",
+            max_batch=max_batch,
+            max_length=max_length,
+            n_threads=threads,
+            activations=ACTIVATIONS[activations],
+        )
+
+    @classmethod
+    def memory(
+        cls, library: Library, max_batch: int, max_length: int, threads: int, activations: str
+    ) -> int:
+        """Returns the bytes that such a session takes."""
+        error, n_bytes = ffi.new("bitm_error *"), ffi.new("size_t *")
+        options = cls._session_options(max_batch, max_length, threads, activations)
+        _check(lib.bitm_session_bytes(library.handle, options, n_bytes, error), error)
+        return int(n_bytes[0])
+
+    @property
+    def threads(self) -> int:
+        """The threads that compute, the caller's included."""
+        return int(lib.bitm_session_threads(self.handle))
+
+    def free(self) -> None:
+        """Ends the threads and frees the memory."""
+        lib.bitm_session_free(self.handle)
+        self.handle = ffi.NULL
+
+    def run(
+        self,
+        input_ids: Int32s,
+        attention_mask: Int32s | None,
+        token_type_ids: Int32s | None,
+        positions: Int32s | None,
+        output: Floats,
+        kind: int = OUTPUT_LOGITS,
+        layer: int = -1,
+    ) -> None:
+        """Runs a batch [B, S] into `output` (see bitm_run)."""
+        error = ffi.new("bitm_error *")
+        batch = self._batch(input_ids, attention_mask, token_type_ids, positions)
+        batch.output = kind
+        batch.layer = layer
+        _check(
+            lib.bitm_run(self.handle, batch, _floats(output), output.size, error),
+            error,
+        )
+
+    def top_k(
+        self,
+        input_ids: Int32s,
+        attention_mask: Int32s | None,
+        positions: Int32s,
+        top_k: int,
+        targets: Int32s | None,
+    ) -> npt.NDArray[Any]:
+        """Returns the best tokens, PREDICTION [B, P, top_k] (see bitm_run_top_k)."""
+        error = ffi.new("bitm_error *")
+        batch = self._batch(input_ids, attention_mask, None, positions)
+        predictions = np.empty((*positions.shape, top_k), PREDICTION)
+        n_targets = 0 if targets is None else len(targets)
+        room = ffi.from_buffer("bitm_prediction[]", predictions)
+        status = lib.bitm_run_top_k(
+            self.handle, batch, top_k, _int32s(targets), n_targets, room, predictions.size, error
+        )
+        _check(status, error)
+        return predictions
+
+    @staticmethod
+    def _batch(
+        input_ids: Int32s,
+        attention_mask: Int32s | None,
+        token_type_ids: Int32s | None,
+        positions: Int32s | None,
+    ) -> Any:
+        n_sequences, length = input_ids.shape
+        return _options(
+            "bitm_batch",
+            n_sequences=n_sequences,
+            length=length,
+            n_positions=0 if positions is None else positions.shape[1],
+            input_ids=_int32s(input_ids),
+            attention_mask=_int32s(attention_mask),
+            token_type_ids=_int32s(token_type_ids),
+            positions=_int32s(positions),
+        )
+
+
+def _floats(array: Floats) -> Any:
+    return ffi.from_buffer("float[]", array)
+
+
+def open_memory(data: bytes, verify: bool) -> None:
+    """Opens a file that lies in memory, verifies it if asked to, and closes it again.
+
+    Raises:
+        BitmError: what the library says of it.
+    """
+    room = np.zeros(len(data) + 64, np.uint8)
+    aligned = room[-room.ctypes.data % 64 :][: len(data)]
+    aligned[:] = np.frombuffer(data, np.uint8)
+    error, handle = ffi.new("bitm_error *"), ffi.new("bitm_model **")
+    bytes_ = ffi.from_buffer("char[]", aligned) if len(data) else ffi.cast("char *", 64)
+    _check(lib.bitm_model_open_memory(bytes_, len(data), ffi.NULL, handle, error), error)
+    try:
+        if verify:
+            _check(lib.bitm_model_verify(handle[0], error), error)
+    finally:
+        lib.bitm_model_close(handle[0])
+
+
+__all__ = [
+    "ACTIVATIONS",
+    "OUTPUT_HIDDEN_STATES",
+    "OUTPUT_LOGITS",
+    "PREDICTION",
+    "BitmError",
+    "Library",
+    "Session",
+    "default_kernels",
+    "open_memory",
+    "version",
+]

@@ -1,0 +1,435 @@
+"""`Model`: a .bitm file that answers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Union, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from bitm import _native
+from bitm._native import Floats, Int32s, Library, Session
+from bitm.errors import DeviceError, InputError
+
+IntArray = Union[npt.ArrayLike, Sequence[Sequence[int]]]
+Prediction = dict[str, Any]
+
+_models: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+class Model:
+    """A model file, opened: immutable, safe to share between threads, picklable, safe after fork.
+
+    Every thread that runs at the same time gets a session (working memory and worker threads) of its
+    own; sessions are kept and used again.
+
+    Args:
+        path: the .bitm file.
+        threads: threads of one run; None: as many as this process may use CPUs.
+        device: "auto" or "cpu".
+        activations: arithmetic of activations where the file leaves it open: "int8", "int16" (close to
+            float32 at integer speed), "float32", or "auto": the fastest that keeps accuracy, int8.
+        kernels: "op=variant,..." forces kernels, for measurements.
+
+    Raises:
+        FormatError: the file is not a sound .bitm file.
+        UnsupportedError: the file asks for something that this version or machine does not run.
+        InputError: an argument is wrong.
+        BitmError: the file cannot be read, or memory or threads are refused.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        threads: int | None = None,
+        device: str = "auto",
+        activations: str = "auto",
+        kernels: str | None = None,
+    ) -> None:
+        if activations not in _native.ACTIVATIONS:
+            choices = ", ".join(_native.ACTIVATIONS)
+            raise InputError(f"activations is {activations!r}, expected one of {choices}")
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}, expected at least 1")
+        if device not in ("auto", "cpu"):
+            raise DeviceError(
+                f"device is {device!r}, but this build has the CPU alone", 4, "UNSUPPORTED"
+            )
+        self._arguments = (os.fspath(path), threads, device, activations, kernels)
+        self._activations = activations
+        self._threads = threads or 0
+        self._library = Library(os.fspath(path), kernels)
+        self._lock = threading.Lock()
+        self._idle: list[Session] = []
+        self._n_running = 0
+        self._closed = False
+        _models.add(self)
+
+    # ---- Life ----
+
+    def close(self) -> None:
+        """Frees the model, as soon as runs in other threads have ended.  May be called again."""
+        with self._lock:
+            self._closed = True
+            self._free_when_unused()
+
+    def _free_when_unused(self) -> None:
+        """Under the lock."""
+        while self._idle:
+            self._idle.pop().free()
+        if self._n_running == 0 and self._library.handle:
+            self._library.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Without the attribute, __init__ failed before there was anything to free.
+        if hasattr(self, "_closed"):
+            self.close()
+
+    def __reduce__(self) -> tuple[type[Model], tuple[Any, ...]]:
+        return Model, self._arguments
+
+    def __repr__(self) -> str:
+        return f"Model({self._arguments[0]!r})"
+
+    @contextlib.contextmanager
+    def _use(self) -> Iterator[Library]:
+        """Keeps the library open while it is used."""
+        with self._lock:
+            if self._closed:
+                raise InputError(f"{self!r} is closed")
+            self._n_running += 1
+        try:
+            yield self._library
+        finally:
+            with self._lock:
+                self._n_running -= 1
+                if self._closed:
+                    self._free_when_unused()
+
+    @contextlib.contextmanager
+    def _session(self, n_sequences: int, length: int) -> Iterator[Session]:
+        """Lends a session that has room for the batch."""
+        with self._use() as library:
+            session = self._idle_session(n_sequences, length)
+            if session is None:
+                max_batch, max_length = self._room(n_sequences, length)
+                session = Session(
+                    library, max_batch, max_length, self._threads, self._activations
+                )
+            try:
+                yield session
+            finally:
+                with self._lock:
+                    self._idle.append(session)
+
+    def _idle_session(self, n_sequences: int, length: int) -> Session | None:
+        """Takes the newest idle session if it has the room; frees it if it has not."""
+        with self._lock:
+            if not self._idle:
+                return None
+            session = self._idle.pop()
+        if session.max_batch >= n_sequences and session.max_length >= length:
+            return session
+        session.free()
+        return None
+
+    def _room(self, n_sequences: int, length: int) -> tuple[int, int]:
+        """Rounds up, so that a session of a growing input is not made anew at every length."""
+        most = self._library.properties["max_positions"]
+        if length > most:
+            raise InputError(
+                f"sequences of {length} tokens, but the model has {most} positions", 60, "TOO_LONG"
+            )
+        # The memory of a session does not grow with max_batch beyond what is run at once.
+        return (1 if n_sequences == 1 else 2**31), min(most, 1 << (length - 1).bit_length())
+
+    # ---- What is in it ----
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What is in the file and what runs it.
+
+        Sizes are in bytes; `kernels` maps each operation to the variant chosen for this machine.
+        """
+        with self._use() as library:
+            chosen = {
+                str(kernel["op"]): str(kernel["variant"])
+                for kernel in library.kernels()
+                if kernel["chosen"]
+            }
+            length = min(128, library.properties["max_positions"])
+            memory = Session.memory(library, 1, length, self._threads, self._activations)
+            return {
+                "path": self._arguments[0],
+                **library.properties,
+                "session_bytes_1x128": memory,
+                "activations": "int8" if self._activations == "auto" else self._activations,
+                "device": "cpu",
+                "threads": self._threads or self._default_threads(),
+                "kernels": chosen,
+                "metadata": library.metadata(),
+                "version": _native.version(),
+            }
+
+    def _default_threads(self) -> int:
+        with self._session(1, 1) as session:
+            return session.threads
+
+    def verify(self) -> None:
+        """Reads the whole file and checks it (formats/SPEC.md section 5, step 13).
+
+        Raises:
+            FormatError: the data are damaged.
+        """
+        with self._use() as library:
+            library.verify()
+
+    # ---- Text ----
+
+    def tokenize(self, text: str) -> list[int]:
+        """Returns the ids of a text, [CLS] and [SEP] included, as transformers' BertTokenizer does.
+
+        Raises:
+            InputError: the file carries no vocabulary, or the text has lone surrogates.
+        """
+        with self._use() as library:
+            return cast("list[int]", library.tokenize(text).tolist())
+
+    def fill_mask(
+        self,
+        text: str | Sequence[str],
+        top_k: int = 5,
+        targets: str | Sequence[str] | None = None,
+    ) -> list[Any]:
+        """Fills the mask tokens of a text, as the transformers fill-mask pipeline does.
+
+        Args:
+            text: a text with at least one mask token, or a list of such texts.
+            top_k: how many predictions for each mask.
+            targets: words to choose from; a word that is no token counts by its first piece.
+
+        Returns:
+            For one mask a list of {"score", "token", "token_str", "sequence"}, best first; for several
+            masks a list of such lists; for a list of texts a list of these.  Scores are
+            probabilities over the whole vocabulary.
+
+        Raises:
+            InputError: a text has no mask or is too long, or an argument is wrong.
+        """
+        if isinstance(text, str):
+            return self._fill_masks([text], top_k, targets)[0]
+        return self._fill_masks(list(text), top_k, targets)
+
+    def _fill_masks(
+        self, texts: list[str], top_k: int, targets: str | Sequence[str] | None
+    ) -> list[list[Any]]:
+        if top_k < 1:
+            raise InputError(f"top_k is {top_k}, expected at least 1")
+        if not texts:
+            return []
+        with self._use() as library:
+            target_ids = None if targets is None else self._target_ids(library, targets)
+            most = library.properties["vocab_size"] if target_ids is None else len(target_ids)
+            encoded = [library.tokenize(text) for text in texts]
+            masks = [self._mask_positions(ids, i, library) for i, ids in enumerate(encoded)]
+            input_ids, attention_mask = _pad(encoded, 0), _pad([ids * 0 + 1 for ids in encoded], 0)
+            with self._session(*input_ids.shape) as session:
+                best = session.top_k(
+                    input_ids, attention_mask, _pad(masks, -1), min(top_k, most), target_ids
+                )
+            return [
+                self._describe(library, ids, positions, rows)
+                for ids, positions, rows in zip(encoded, masks, best)
+            ]
+
+    @staticmethod
+    def _mask_positions(ids: Int32s, number: int, library: Library) -> Int32s:
+        positions = np.flatnonzero(ids == library.properties["mask_id"]).astype(np.int32)
+        if len(positions) == 0:
+            raise InputError(f"text {number} has no mask token", 61, "NO_MASK")
+        return positions
+
+    @staticmethod
+    def _describe(
+        library: Library, ids: Int32s, positions: Int32s, rows: npt.NDArray[Any]
+    ) -> list[Any]:
+        """The pipeline's dictionaries of one text."""
+        single = len(positions) == 1
+        described: list[list[Prediction]] = []
+        for position, row in zip(positions, rows):
+            filled = ids.copy()
+            predictions: list[Prediction] = []
+            for score, token in row.tolist():
+                filled[position] = token
+                kept = filled[filled != library.properties["pad_id"]]
+                predictions.append(
+                    {
+                        "score": score,
+                        "token": token,
+                        "token_str": library.decode(np.array([token], np.int32)),
+                        "sequence": library.decode(kept, skip_special_tokens=single),
+                    }
+                )
+            described.append(predictions)
+        return described[0] if single else described
+
+    @staticmethod
+    def _target_ids(library: Library, targets: str | Sequence[str]) -> Int32s:
+        found = set()
+        for target in [targets] if isinstance(targets, str) else targets:
+            token = library.token_id(target)
+            if token < 0:
+                pieces = library.tokenize(target)[1:-1]
+                if len(pieces) == 0:
+                    warnings.warn(f"target {target!r} has no token: left out", stacklevel=4)
+                    continue
+                token = int(pieces[0])
+                used = library.decode(pieces[:1])
+                warnings.warn(f"target {target!r} is no token: {used!r} is used", stacklevel=4)
+            found.add(token)
+        if not found:
+            raise InputError("targets: none of them has a token")
+        return np.array(sorted(found), np.int32)
+
+    # ---- Arrays ----
+
+    def logits(
+        self,
+        input_ids: IntArray,
+        attention_mask: IntArray | None = None,
+        token_type_ids: IntArray | None = None,
+        positions: IntArray | None = None,
+    ) -> Floats:
+        """Returns the logits of the model's head.
+
+        Args:
+            input_ids: ints [B, S].
+            attention_mask: ints [B, S], 0 where padding; None: no padding.
+            token_type_ids: ints [B, S]; None: all 0.
+            positions: ints [B, P]: masked-LM logits at these tokens alone; -1: none there.
+
+        Returns:
+            float32: masked LM [B, S, V], or [B, P, V] with positions; sequence classifier [B, C]; token
+            classifier [B, S, C]; question answering [B, S, 2] (start, end).  0 at padding.
+
+        Raises:
+            InputError: shapes differ, an id or a position is out of range, S is more than the model's
+                positions, or the model has no head.
+        """
+        ids, mask, types = self._arrays(input_ids, attention_mask, token_type_ids)
+        properties = self._library.properties
+        n_sequences, length = ids.shape
+        head, n_labels = properties["head"], properties["n_labels"]
+        chosen = None
+        if positions is not None:
+            if head not in (1, 2):
+                raise InputError("positions are for models with a masked-LM head")
+            chosen = _int_array(positions, "positions")
+            if chosen.shape[0] != n_sequences:
+                raise InputError(
+                    f"positions has {chosen.shape[0]} rows, input_ids has {n_sequences}"
+                )
+        rows = length if chosen is None else chosen.shape[1]
+        shape = {
+            1: (n_sequences, rows, properties["vocab_size"]),
+            2: (n_sequences, rows, properties["vocab_size"]),
+            3: (n_sequences, n_labels),
+        }.get(head, (n_sequences, length, n_labels))
+        output = np.empty(shape, np.float32)
+        with self._session(n_sequences, length) as session:
+            session.run(ids, mask, types, chosen, output)
+        return output
+
+    def hidden_states(
+        self,
+        input_ids: IntArray,
+        attention_mask: IntArray | None = None,
+        token_type_ids: IntArray | None = None,
+        layer: int = -1,
+    ) -> Floats:
+        """Returns the hidden states after a layer, float32 [B, S, H]; 0 at padding.
+
+        Args:
+            input_ids: ints [B, S].
+            attention_mask: ints [B, S], 0 where padding; None: no padding.
+            token_type_ids: ints [B, S]; None: all 0.
+            layer: 0 for the embeddings, N after layer N, -1 after the last.
+
+        Raises:
+            InputError: as for `logits`, or there is no such layer.
+        """
+        ids, mask, types = self._arrays(input_ids, attention_mask, token_type_ids)
+        output = np.empty((*ids.shape, self._library.properties["hidden_size"]), np.float32)
+        with self._session(*ids.shape) as session:
+            session.run(
+                ids, mask, types, None, output, kind=_native.OUTPUT_HIDDEN_STATES, layer=layer
+            )
+        return output
+
+    @staticmethod
+    def _arrays(
+        input_ids: IntArray, attention_mask: IntArray | None, token_type_ids: IntArray | None
+    ) -> tuple[Int32s, Int32s | None, Int32s | None]:
+        ids = _int_array(input_ids, "input_ids")
+        others = []
+        for name, array in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
+            checked = None if array is None else _int_array(array, name)
+            if checked is not None and checked.shape != ids.shape:
+                raise InputError(
+                    f"{name} has shape {list(checked.shape)}, input_ids has {list(ids.shape)}"
+                )
+            others.append(checked)
+        return ids, others[0], others[1]
+
+
+def _int_array(array: IntArray, name: str) -> Int32s:
+    """Checks and converts to int32 [B, n]; values that int32 cannot hold are refused."""
+    try:
+        given = np.asarray(array)
+    except ValueError as error:
+        raise InputError(f"{name}: rows of different lengths: {error}") from None
+    if given.ndim != 2 or given.size == 0:
+        raise InputError(f"{name} has shape {list(given.shape)}, expected [batch, n], not empty")
+    if given.dtype.kind not in "iub":
+        raise InputError(f"{name} has dtype {given.dtype}, expected integers")
+    converted = np.ascontiguousarray(given, dtype=np.int32)
+    if given.dtype.itemsize >= 4 and not np.array_equal(converted, given):
+        raise InputError(f"{name} has values that do not fit in 32 bits")
+    return converted
+
+
+def _pad(rows: list[Int32s], filler: int) -> Int32s:
+    """Joins rows of different lengths into [B, longest]."""
+    padded = np.full((len(rows), max(map(len, rows))), filler, np.int32)
+    for target, row in zip(padded, rows):
+        target[: len(row)] = row
+    return padded
+
+
+def _after_fork_in_child() -> None:
+    """Threads that held a lock do not exist in the child; their sessions are lost to it."""
+    for model in list(_models):
+        model._lock = threading.Lock()
+        model._n_running = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
