@@ -1,7 +1,8 @@
 /* The operations of the forward pass on packed tokens, spread over the threads of a pool.
  *
  * Tokens are packed: the real tokens of several sequences in a row, without padding.  bert.c and
- * head.c say what is computed; here is how, with which kernels and in which arithmetic. */
+ * head.c say what is computed; backend_cpu.c, inputs.c and attention.c how, with which kernels and
+ * in which arithmetic. */
 #ifndef BITM_BACKEND_H
 #define BITM_BACKEND_H
 
@@ -9,24 +10,57 @@
 #include "network.h"
 #include "pool.h"
 
+/* Which tokens are of one sequence: sequence s has those from first[s] to first[s + 1]. */
+typedef struct bitm_spans {
+    uint32_t n;
+    const uint32_t *first; /* [n + 1] */
+} bitm_spans;
+
+/* The forms in which a linear takes its inputs. */
+typedef enum bitm_input_form {
+    BITM_INPUT_FLOAT,
+    BITM_INPUT_I8,
+    BITM_INPUT_I16,
+    BITM_INPUT_SIGN,  /* two planes of bits: nonzero, positive */
+    BITM_INPUT_PLANES /* the planes of two's complement codes of few bits */
+} bitm_input_form;
+
+/* Buffers for the inputs of the linear at work, as its kernel wants them. */
+typedef struct bitm_input_buffers {
+    void *codes;   /* [max_tokens, widest input] of int8 or int16, or as many bits in planes */
+    float *floats; /* [max_tokens, widest input]: changed before quantization, or not quantized */
+    int16_t *scratch;  /* [n_threads, widest input] codes of one token */
+    float *token_step; /* [max_tokens], as the following */
+    float *token_sum;
+    float *token_base;
+    int32_t *code_sum;
+    float *ones;
+    float *extremes; /* [max_tokens, 2] */
+} bitm_input_buffers;
+
+/* Buffers for attention; all but the first are for attention with quantizers or further terms. */
+typedef struct bitm_attention_buffers {
+    float *scores;      /* [n_threads, max_length] */
+    int16_t *codes[3];  /* query, key, value: [max_tokens, A] */
+    float *step[3];     /* [max_tokens] */
+    float *base[3];     /* [max_tokens] */
+    float *low_rank[4]; /* query_p, query_m, key_p, key_m: [max_tokens, score_rank] */
+    float *value_term;  /* [max_tokens] */
+    float *extremes;    /* [max_tokens, n_heads, 2] of the probabilities of each head */
+    uint64_t *planes;   /* [n_threads, plane_words]: one head's keys, values, and a query */
+    size_t plane_words;
+} bitm_attention_buffers;
+
 typedef struct bitm_backend {
     const bitm_network *network;
     const bitm_kernel_table *kernels;
     bitm_activations activations; /* never AUTO */
     bitm_pool pool;
     uint32_t max_tokens; /* packed at once */
-    /* The inputs of the linear at work, as its kernel wants them. */
-    void *codes;       /* [max_tokens, widest input] of int8 or int16 */
-    float *scaled;     /* [max_tokens, widest input], when a matrix has column scales */
-    float *token_step; /* [max_tokens] */
-    float *token_sum;  /* [max_tokens] */
-    float *ones;       /* [max_tokens], for inputs that are floats */
-    float *scores;     /* [n_threads, max_length] */
-    uint32_t max_length;
+    uint32_t max_length; /* of a sequence */
+    bitm_input_buffers inputs;
+    bitm_attention_buffers attention;
 } bitm_backend;
-
-/* Fails with BITM_UNSUPPORTED where the network asks for what this backend does not run. */
-bitm_status bitm_backend_supports(const bitm_network *network, bitm_error *err);
 
 /* Takes the backend's buffers from the arena (measuring, or placing); network, kernels and
  * activations are set. */
@@ -34,20 +68,19 @@ void bitm_backend_layout(bitm_backend *backend, bitm_arena *arena, uint32_t max_
                          uint32_t max_length, uint32_t n_threads);
 
 /* outputs[i] [n_tokens, linears[i]->rows] = linears[i](inputs), for linears that share their inputs
- * [n_tokens, columns].  Row t of output i begins at outputs[i] + t * strides[i]. */
+ * [n_tokens, columns].  spans: the sequences that the tokens are of; NULL: every token alone. */
 void bitm_backend_linears(bitm_backend *backend, uint32_t n_linears,
                           const bitm_linear *const linears[], const float *inputs,
-                          uint32_t n_tokens, float *const outputs[], const size_t strides[]);
+                          uint32_t n_tokens, const bitm_spans *spans, float *const outputs[]);
 
-/* One linear, outputs without gaps. */
 void bitm_backend_linear(bitm_backend *backend, const bitm_linear *linear, const float *inputs,
-                         uint32_t n_tokens, float *outputs);
+                         uint32_t n_tokens, const bitm_spans *spans, float *outputs);
 
-/* context [n_tokens, A] of softmax attention within each sequence; query, key and value are
- * [n_tokens, A]. Sequence s has the tokens from first[s] to first[s + 1]. */
-void bitm_backend_attention(bitm_backend *backend, const uint32_t *first, uint32_t n_sequences,
-                            const float *query, const float *key, const float *value,
-                            float *context);
+/* context [n_tokens, A] = attention of a layer within each sequence; x [n_tokens, H] are the
+ * layer's inputs, query, key and value [n_tokens, A] their linears' outputs, which may be
+ * overwritten. */
+void bitm_backend_attention(bitm_backend *backend, const bitm_layer *layer, const bitm_spans *spans,
+                            const float *x, float *query, float *key, float *value, float *context);
 
 /* y [n_tokens, n] = norm(x + residual), residual may be NULL, y may be x. */
 void bitm_backend_add_norm(bitm_backend *backend, const float *x, const float *residual,
@@ -57,5 +90,8 @@ void bitm_backend_add_norm(bitm_backend *backend, const float *x, const float *r
 /* x [n_tokens, n] = activation(x) */
 void bitm_backend_activate(bitm_backend *backend, uint32_t activation, uint32_t n_tokens,
                            uint32_t n, float *x);
+
+/* The products that a network runs with these activations: bit i for bitm_op i. */
+uint64_t bitm_backend_products(const bitm_network *network, bitm_activations activations);
 
 #endif

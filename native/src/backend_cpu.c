@@ -1,6 +1,5 @@
-#include <string.h>
-
-#include "backend.h"
+#include "attention.h"
+#include "inputs.h"
 
 enum {
     TASK_OUTPUTS = 64, /* outputs of a product that one task computes, for all tokens */
@@ -22,78 +21,73 @@ static uint32_t larger(uint32_t a, uint32_t b)
     return a > b ? a : b;
 }
 
-/* ---- What is supported ---- */
-
-static bitm_status supports_linear(const bitm_linear *linear, bitm_error *err)
-{
-    for (uint32_t i = 0; i < linear->n_branches; i++) {
-        const bitm_branch *branch = &linear->branches[i];
-        const bitm_file_tensor *tensor = branch->weight.tensor;
-        BITM_CHECK(tensor->dtype != BITM_DTYPE_TERN && tensor->dtype != BITM_DTYPE_I8,
-                   BITM_UNSUPPORTED, err,
-                   "tensor %s: this version does not multiply by ternary or int8 matrices",
-                   tensor->name);
-        BITM_CHECK(branch->quantizer == NULL, BITM_UNSUPPORTED, err,
-                   "tensor %s: this version does not run activation quantizers of the model",
-                   tensor->name);
-        BITM_CHECK(branch->rms_gain == NULL, BITM_UNSUPPORTED, err,
-                   "tensor %s: this version does not run RMS norms before linears", tensor->name);
-    }
-    return BITM_OK;
-}
-
-static bitm_status supports_layer(const bitm_layer *layer, uint32_t number, bitm_error *err)
-{
-    const bitm_linear *linears[] = {&layer->query,        &layer->key,
-                                    &layer->value,        &layer->attention_output,
-                                    &layer->intermediate, &layer->output};
-    for (size_t i = 0; i < sizeof linears / sizeof linears[0]; i++)
-        BITM_TRY(supports_linear(linears[i], err));
-    BITM_CHECK(layer->quantize_query == NULL && layer->quantize_key == NULL &&
-                   layer->quantize_value == NULL && layer->quantize_probabilities == NULL,
-               BITM_UNSUPPORTED, err, "layer %u: this version does not run quantized attention",
-               number);
-    return BITM_OK;
-}
-
-bitm_status bitm_backend_supports(const bitm_network *network, bitm_error *err)
-{
-    const bitm_file_config *config = network->config;
-    BITM_CHECK(config->score_rank == 0 && config->value_term == 0, BITM_UNSUPPORTED, err,
-               "this version does not run the low-rank and value terms of attention");
-    for (uint32_t n = 0; n < config->n_layers; n++)
-        BITM_TRY(supports_layer(&network->layers[n], n, err));
-    const bitm_linear *linears[] = {&network->pooler, &network->mlm_transform,
-                                    &network->mlm_decoder, &network->next_sentence,
-                                    &network->classifier};
-    for (size_t i = 0; i < sizeof linears / sizeof linears[0]; i++)
-        BITM_TRY(supports_linear(linears[i], err));
-    return BITM_OK;
-}
-
 /* ---- Memory ---- */
+
+static size_t form_bytes(bitm_input_form form, const bitm_branch *branch, size_t columns)
+{
+    const int32_t *weights;
+    size_t word_bytes = (columns + 63) / 64 * sizeof(uint64_t);
+    switch (form) {
+    case BITM_INPUT_I8:
+        return columns;
+    case BITM_INPUT_I16:
+        return columns * sizeof(int16_t);
+    case BITM_INPUT_SIGN:
+        return 2 * word_bytes;
+    case BITM_INPUT_PLANES:
+        return bitm_quantizer_planes(branch->quantizer, &weights) * word_bytes;
+    case BITM_INPUT_FLOAT:
+        break;
+    }
+    return 0;
+}
+
+/* What the inputs of the network's linears need at most, for one token. */
+typedef struct needs {
+    size_t code_bytes; /* a multiple of 8 */
+    uint32_t floats;
+    uint32_t widest;
+} needs;
+
+static needs needs_of(const bitm_network *network, bitm_activations activations)
+{
+    needs n = {0};
+    const bitm_linear *linear;
+    for (uint32_t i = 0; (linear = bitm_network_linear(network, i)) != NULL; i++) {
+        for (uint32_t k = 0; k < linear->n_branches; k++) {
+            const bitm_branch *branch = &linear->branches[k];
+            bitm_input_form form = bitm_inputs_form(activations, branch);
+            size_t bytes = (form_bytes(form, branch, linear->columns) + 7) / 8 * 8;
+            n.code_bytes = bytes > n.code_bytes ? bytes : n.code_bytes;
+            n.widest = larger(n.widest, linear->columns);
+            if (branch->rms_gain != NULL || branch->column_scale != NULL ||
+                (branch->quantizer != NULL && form == BITM_INPUT_FLOAT))
+                n.floats = larger(n.floats, linear->columns);
+        }
+    }
+    return n;
+}
 
 void bitm_backend_layout(bitm_backend *backend, bitm_arena *arena, uint32_t max_tokens,
                          uint32_t max_length, uint32_t n_threads)
 {
-    const bitm_network *network = backend->network;
-    const bitm_file_config *config = network->config;
-    uint64_t widest =
-        larger(larger(config->hidden_size, network->attention_size), config->intermediate_size);
-    size_t code_bytes = backend->activations == BITM_ACTIVATIONS_INT16 ? 2 : 1;
-    if (backend->activations == BITM_ACTIVATIONS_FLOAT32) code_bytes = 0;
+    bitm_input_buffers *inputs = &backend->inputs;
+    needs n = needs_of(backend->network, backend->activations);
     backend->max_tokens = max_tokens;
     backend->max_length = max_length;
     bitm_pool_layout(&backend->pool, arena, n_threads);
-    backend->codes = bitm_arena_take(arena, max_tokens * widest, code_bytes);
-    backend->scaled =
-        bitm_arena_take(arena, network->has_column_scales ? max_tokens * widest : 0, sizeof(float));
-    backend->token_step = bitm_arena_take(arena, max_tokens, sizeof(float));
-    backend->token_sum = bitm_arena_take(arena, max_tokens, sizeof(float));
-    backend->ones = bitm_arena_take(arena, max_tokens, sizeof(float));
-    backend->scores = bitm_arena_take(arena, (uint64_t)n_threads * max_length, sizeof(float));
-    for (uint32_t t = 0; backend->ones != NULL && t < max_tokens; t++)
-        backend->ones[t] = 1.0F;
+    inputs->codes = bitm_arena_take(arena, max_tokens, n.code_bytes);
+    inputs->floats = bitm_arena_take(arena, max_tokens, n.floats * sizeof(float));
+    inputs->scratch = bitm_arena_take(arena, n_threads, n.widest * sizeof(int16_t));
+    inputs->token_step = bitm_arena_take(arena, max_tokens, sizeof(float));
+    inputs->token_sum = bitm_arena_take(arena, max_tokens, sizeof(float));
+    inputs->token_base = bitm_arena_take(arena, max_tokens, sizeof(float));
+    inputs->code_sum = bitm_arena_take(arena, max_tokens, sizeof(int32_t));
+    inputs->ones = bitm_arena_take(arena, max_tokens, sizeof(float));
+    inputs->extremes = bitm_arena_take(arena, max_tokens, 2 * sizeof(float));
+    bitm_attention_layout(backend, arena);
+    for (uint32_t t = 0; inputs->ones != NULL && t < max_tokens; t++)
+        inputs->ones[t] = 1.0F;
 }
 
 /* ---- Linears ---- */
@@ -114,198 +108,111 @@ static void product_task(void *context, uint32_t task, uint32_t worker)
     p->run(&p->gemm, 0, p->n_tokens, output, smaller(TASK_OUTPUTS, p->n_outputs - output));
 }
 
-static void run_product(bitm_backend *backend, product *p)
+/* The op of a branch's product, by the dtype of its weights and the form of its inputs. */
+static bitm_op product_op(uint32_t dtype, bitm_input_form form)
 {
-    bitm_pool_run(&backend->pool, n_blocks(p->n_outputs, TASK_OUTPUTS), product_task, p);
-}
-
-/* The arithmetic of one branch's inputs. */
-typedef enum input_form { INPUT_FLOAT, INPUT_I8, INPUT_I16 } input_form;
-
-static input_form form_of(const bitm_backend *backend, const bitm_branch *branch)
-{
-    if (branch->weight.tensor->dtype != BITM_DTYPE_BIT1) return INPUT_FLOAT;
-    if (backend->activations == BITM_ACTIVATIONS_INT8) return INPUT_I8;
-    if (backend->activations == BITM_ACTIVATIONS_INT16) return INPUT_I16;
-    return INPUT_FLOAT;
-}
-
-typedef struct preparation {
-    bitm_backend *backend;
-    const float *inputs; /* [n_tokens, n] */
-    const float *column_scale;
-    input_form form;
-    uint32_t n_tokens, n;
-} preparation;
-
-static void prepare_task(void *context, uint32_t task, uint32_t worker)
-{
-    const preparation *p = context;
-    bitm_backend *backend = p->backend;
-    (void)worker;
-    uint32_t end = smaller((task + 1) * TASK_TOKENS, p->n_tokens);
-    for (size_t t = (size_t)task * TASK_TOKENS; t < end; t++) {
-        const float *x = p->inputs + t * p->n;
-        if (p->column_scale != NULL) {
-            float *scaled = backend->scaled + t * p->n;
-            for (size_t i = 0; i < p->n; i++)
-                scaled[i] = x[i] * p->column_scale[i];
-            x = scaled;
-        }
-        float *step = &backend->token_step[t], *sum = &backend->token_sum[t];
-        if (p->form == INPUT_I8)
-            backend->kernels->quantize_i8(x, p->n, (int8_t *)backend->codes + t * p->n, step, sum);
-        if (p->form == INPUT_I16)
-            backend->kernels->quantize_i16(x, p->n, (int16_t *)backend->codes + t * p->n, step,
-                                           sum);
-    }
-}
-
-/* token_sum[t] = sum over i of factors[i] * inputs[t, i], in float. */
-static void sum_inputs(const preparation *p, const float *factors, const bitm_network *network)
-{
-    product sums = {.gemm = {.weights = factors,
-                             .row_scale = network->ones,
-                             .bias = network->zeros,
-                             .n_inputs = p->n,
-                             .inputs = p->inputs,
-                             .token_step = p->backend->ones,
-                             .outputs = p->backend->token_sum,
-                             .output_stride = 1},
-                    .run = p->backend->kernels->gemm_f32,
-                    .n_tokens = p->n_tokens,
-                    .n_outputs = 1};
-    run_product(p->backend, &sums);
-}
-
-/* Makes the inputs of a branch, unless the last one made the same. */
-static void prepare(bitm_backend *backend, const bitm_branch *branch, preparation *last,
-                    const float *inputs, uint32_t n_tokens, uint32_t n)
-{
-    preparation wanted = {.backend = backend,
-                          .inputs = inputs,
-                          .column_scale = branch->column_scale,
-                          .form = form_of(backend, branch),
-                          .n_tokens = n_tokens,
-                          .n = n};
-    bool same = last->inputs == inputs && last->column_scale == wanted.column_scale &&
-                last->form == wanted.form;
-    *last = wanted;
-    bool passes_through = wanted.form == INPUT_FLOAT && wanted.column_scale == NULL;
-    if (!same && !passes_through)
-        bitm_pool_run(&backend->pool, n_blocks(n_tokens, TASK_TOKENS), prepare_task, &wanted);
-    /* The quantized inputs' own sum serves offsets by row; the rest sums the inputs as they came.
-     */
-    bool has_sum = wanted.form != INPUT_FLOAT && wanted.column_scale == NULL;
-    if (branch->column_offset != NULL)
-        sum_inputs(&wanted, branch->column_offset, backend->network);
-    else if (branch->row_offset != NULL && !has_sum)
-        sum_inputs(&wanted, backend->network->ones, backend->network);
-    if (branch->column_offset != NULL) last->inputs = NULL; /* its sum serves nobody else */
-}
-
-static bitm_gemm_fn *kernel_of(const bitm_backend *backend, const bitm_branch *branch)
-{
-    const bitm_kernel_table *kernels = backend->kernels;
-    switch (branch->weight.tensor->dtype) {
+    static const bitm_op one_bit[] = {BITM_OP_gemm_w1f32, BITM_OP_gemm_w1a8, BITM_OP_gemm_w1a16,
+                                      BITM_OP_gemm_w1sign, BITM_OP_gemm_w1planes};
+    static const bitm_op ternary[] = {BITM_OP_gemm_w2f32, BITM_OP_gemm_w2a8, BITM_OP_gemm_w2a16,
+                                      BITM_OP_gemm_w2sign, BITM_OP_gemm_w2planes};
+    switch (dtype) {
     case BITM_DTYPE_F32:
-        return kernels->gemm_f32;
+        return BITM_OP_gemm_f32;
     case BITM_DTYPE_F16:
-        return kernels->gemm_f16;
+        return BITM_OP_gemm_f16;
+    case BITM_DTYPE_I8:
+        return BITM_OP_gemm_i8;
+    case BITM_DTYPE_BIT1:
+        return one_bit[form];
     default:
-        break;
+        return ternary[form];
     }
-    switch (form_of(backend, branch)) {
-    case INPUT_I8:
-        return kernels->gemm_w1a8;
-    case INPUT_I16:
-        return kernels->gemm_w1a16;
+}
+
+static bitm_gemm_fn *product_kernel(const bitm_kernel_table *kernels, bitm_op op)
+{
+    switch (op) {
+#define PRODUCT(op)                                                                                \
+    case BITM_OP_##op:                                                                             \
+        return kernels->op
+        PRODUCT(gemm_w1a8);
+        PRODUCT(gemm_w1a16);
+        PRODUCT(gemm_w1f32);
+        PRODUCT(gemm_w1sign);
+        PRODUCT(gemm_w1planes);
+        PRODUCT(gemm_w2a8);
+        PRODUCT(gemm_w2a16);
+        PRODUCT(gemm_w2f32);
+        PRODUCT(gemm_w2sign);
+        PRODUCT(gemm_w2planes);
+        PRODUCT(gemm_f16);
+        PRODUCT(gemm_i8);
+#undef PRODUCT
     default:
-        return kernels->gemm_w1f32;
+        return kernels->gemm_f32;
     }
+}
+
+uint64_t bitm_backend_products(const bitm_network *network, bitm_activations activations)
+{
+    uint64_t ops = 0;
+    const bitm_linear *linear;
+    for (uint32_t i = 0; (linear = bitm_network_linear(network, i)) != NULL; i++) {
+        for (uint32_t k = 0; k < linear->n_branches; k++) {
+            const bitm_branch *branch = &linear->branches[k];
+            bitm_input_form form = bitm_inputs_form(activations, branch);
+            ops |= UINT64_C(1) << product_op(branch->weight.tensor->dtype, form);
+        }
+    }
+    return ops;
 }
 
 void bitm_backend_linears(bitm_backend *backend, uint32_t n_linears,
-                          const bitm_linear *const linears[], const float *inputs,
-                          uint32_t n_tokens, float *const outputs[], const size_t strides[])
+                          const bitm_linear *const linears[], const float *x, uint32_t n_tokens,
+                          const bitm_spans *spans, float *const outputs[])
 {
-    preparation last = {0};
+    bitm_inputs inputs = {0};
+    const bitm_branch *last = NULL;
     for (uint32_t i = 0; i < n_linears; i++) {
         const bitm_linear *linear = linears[i];
         for (uint32_t k = 0; k < linear->n_branches; k++) {
             const bitm_branch *branch = &linear->branches[k];
-            prepare(backend, branch, &last, inputs, n_tokens, linear->columns);
-            bool is_float = last.form == INPUT_FLOAT;
-            const float *floats = branch->column_scale != NULL ? backend->scaled : inputs;
+            bitm_inputs_make(backend, branch, last, x, n_tokens, linear->columns, spans, &inputs);
+            last = branch;
             product p = {.gemm = {.weights = branch->weight.data,
+                                  .n_rows = linear->rows,
+                                  .n_inputs = linear->columns,
                                   .row_scale = branch->row_scale,
                                   .row_offset = branch->row_offset,
+                                  .row_base = branch->row_base,
                                   .bias = branch->bias,
-                                  .n_inputs = linear->columns,
-                                  .inputs = is_float ? floats : backend->codes,
-                                  .token_step = is_float ? backend->ones : backend->token_step,
-                                  .token_sum = backend->token_sum,
+                                  .inputs = inputs.data,
+                                  .n_planes = inputs.n_planes,
+                                  .plane_weights = inputs.plane_weights,
+                                  .code_sum = inputs.code_sum,
+                                  .token_step = inputs.token_step,
+                                  .token_sum = inputs.token_sum,
+                                  .token_base = inputs.token_base,
                                   .outputs = outputs[i],
-                                  .output_stride = strides[i],
+                                  .output_stride = linear->rows,
                                   .accumulate = k > 0},
-                         .run = kernel_of(backend, branch),
+                         .run =
+                             product_kernel(backend->kernels,
+                                            product_op(branch->weight.tensor->dtype, inputs.form)),
                          .n_tokens = n_tokens,
                          .n_outputs = linear->rows};
-            run_product(backend, &p);
+            bitm_pool_run(&backend->pool, n_blocks(p.n_outputs, TASK_OUTPUTS), product_task, &p);
         }
     }
 }
 
-void bitm_backend_linear(bitm_backend *backend, const bitm_linear *linear, const float *inputs,
-                         uint32_t n_tokens, float *outputs)
+void bitm_backend_linear(bitm_backend *backend, const bitm_linear *linear, const float *x,
+                         uint32_t n_tokens, const bitm_spans *spans, float *outputs)
 {
-    size_t stride = linear->rows;
-    bitm_backend_linears(backend, 1, &linear, inputs, n_tokens, &outputs, &stride);
+    bitm_backend_linears(backend, 1, &linear, x, n_tokens, spans, &outputs);
 }
 
-/* ---- Attention ---- */
-
-typedef struct attention_work {
-    bitm_backend *backend;
-    const uint32_t *first;
-    const float *query, *key, *value;
-    float *context;
-} attention_work;
-
-/* One head of one sequence. */
-static void attention_task(void *context, uint32_t task, uint32_t worker)
-{
-    const attention_work *work = context;
-    const bitm_file_config *config = work->backend->network->config;
-    uint32_t sequence = task / config->n_heads, head = task % config->n_heads;
-    size_t stride = work->backend->network->attention_size;
-    size_t place = work->first[sequence] * stride + (size_t)head * config->head_size;
-    bitm_attention attention = {
-        .query = work->query + place,
-        .key = work->key + place,
-        .value = work->value + place,
-        .stride = stride,
-        .context = work->context + place,
-        .context_stride = stride,
-        .n_tokens = work->first[sequence + 1] - work->first[sequence],
-        .head_size = config->head_size,
-        .score_scale = config->score_scale,
-        .scores = work->backend->scores + (size_t)worker * work->backend->max_length,
-    };
-    work->backend->kernels->attention(&attention, 0, attention.n_tokens);
-}
-
-void bitm_backend_attention(bitm_backend *backend, const uint32_t *first, uint32_t n_sequences,
-                            const float *query, const float *key, const float *value,
-                            float *context)
-{
-    attention_work work = {backend, first, query, key, value, context};
-    bitm_pool_run(&backend->pool, n_sequences * backend->network->config->n_heads, attention_task,
-                  &work);
-}
-
-/* ---- Token by token
- */
+/* ---- Token by token ---- */
 
 typedef struct token_work {
     const bitm_backend *backend;

@@ -95,7 +95,6 @@ static bitm_status open_bytes(const void *bytes, uint64_t n_bytes,
     void *allocation;
     BITM_TRY(bitm_allocate_arena(&allocator, measure.n_used, &arena, &allocation, err));
     bitm_status status = lay_out(&file, &arena, &opened, err);
-    if (status == BITM_OK) status = bitm_backend_supports(&opened->network, err);
     if (status != BITM_OK) {
         allocator.release(allocator.context, allocation);
         return status;
@@ -114,6 +113,8 @@ static bitm_status read_model_options(bitm_model_options *options, const bitm_mo
 {
     *options = (bitm_model_options){.struct_size = sizeof *options};
     BITM_TRY(bitm_read_options(options, sizeof *options, given, "bitm_model_options", err));
+    BITM_CHECK(options->reserved == 0, BITM_UNSUPPORTED, err,
+               "bitm_model_options: reserved is %u, expected 0", options->reserved);
     BITM_CHECK((options->allocate == NULL) == (options->release == NULL), BITM_ARGUMENT, err,
                "bitm_model_options: allocate and release must be given together");
     if (options->allocate == NULL) {

@@ -83,20 +83,30 @@ static bitm_status check_no_columns(binder *b, const bitm_file_tensor *tensor, c
     return BITM_OK;
 }
 
-/* A matrix with its scales and offsets.  quantizer: the place whose quantizer forbids columns. */
-static bitm_status bind_matrix(binder *b, const char *prefix, const char *suffix, uint32_t rows,
-                               uint32_t columns, bool required,
-                               const bitm_file_quantizer *quantizer, bitm_matrix *matrix)
+/* A matrix without its scales and offsets. */
+static bitm_status find_matrix(binder *b, const char *prefix, const char *suffix, uint32_t rows,
+                               uint32_t columns, bool required, slot_name name, bitm_matrix *matrix)
 {
-    slot_name name;
     const bitm_file_tensor *tensor = find(b, prefix, suffix, name);
     *matrix = (bitm_matrix){.tensor = tensor};
     BITM_CHECK(tensor != NULL || !required, BITM_FILE_TENSOR_MISSING, b->err,
                "tensor %s is missing, expected shape [%u, %u]", name, rows, columns);
     if (tensor == NULL) return BITM_OK;
     BITM_TRY(check_shape(b, tensor, 2, rows, columns));
-    if (quantizer != NULL) BITM_TRY(check_no_columns(b, tensor, quantizer->name));
     matrix->data = bitm_file_tensor_data(b->file, tensor);
+    return BITM_OK;
+}
+
+/* A matrix with its scales and offsets.  quantizer: the place whose quantizer forbids columns. */
+static bitm_status bind_matrix(binder *b, const char *prefix, const char *suffix, uint32_t rows,
+                               uint32_t columns, bool required,
+                               const bitm_file_quantizer *quantizer, bitm_matrix *matrix)
+{
+    slot_name name;
+    BITM_TRY(find_matrix(b, prefix, suffix, rows, columns, required, name, matrix));
+    const bitm_file_tensor *tensor = matrix->tensor;
+    if (tensor == NULL) return BITM_OK;
+    if (quantizer != NULL) BITM_TRY(check_no_columns(b, tensor, quantizer->name));
     if (tensor->n_scales > 0)
         BITM_TRY(bind_vector(b, name, ".scale", tensor->n_scales, true, &matrix->scales));
     if (tensor->n_offsets > 0)
@@ -118,6 +128,29 @@ static void use_quantizer(binder *b, const bitm_file_quantizer *quantizer, bool 
     if (quantizer == NULL || !allowed) return;
     size_t number = (size_t)(quantizer - b->file->quantizers);
     b->quantizer_used[number / 8] |= (uint8_t)(1U << number % 8);
+}
+
+/* ---- Elements ---- */
+
+static float code_of(const bitm_matrix *matrix, size_t row, size_t column)
+{
+    const bitm_file_tensor *tensor = matrix->tensor;
+    size_t n_words = ((size_t)tensor->columns + 63) / 64;
+    const uint64_t *words = matrix->data;
+    size_t word = row * n_words + column / 64;
+    switch (tensor->dtype) {
+    case BITM_DTYPE_F32:
+        return ((const float *)matrix->data)[row * tensor->columns + column];
+    case BITM_DTYPE_F16:
+        return bitm_f16_to_f32(((const uint16_t *)matrix->data)[row * tensor->columns + column]);
+    case BITM_DTYPE_I8:
+        return (float)((const int8_t *)matrix->data)[row * tensor->columns + column];
+    case BITM_DTYPE_BIT1:
+        return words[word] >> column % 64 & 1 ? 1.0F : -1.0F;
+    default: /* tern */
+        if (!(words[word] >> column % 64 & 1)) return 0.0F;
+        return words[tensor->rows * n_words + word] >> column % 64 & 1 ? 1.0F : -1.0F;
+    }
 }
 
 /* ---- Parts of the network ---- */
@@ -150,6 +183,28 @@ static bitm_status bind_branch_vectors(binder *b, const char *name, uint32_t row
     return BITM_OK;
 }
 
+bool bitm_quantizer_has_base(const bitm_file_quantizer *quantizer)
+{
+    return quantizer->kind == BITM_QUANTIZER_INT_MIN || quantizer->kind == BITM_QUANTIZER_DYN_ASYM;
+}
+
+/* What a base of the inputs adds to each row: row_scale * sum of the row's codes, of bits or
+ * ternary. */
+static const float *base_of_rows(binder *b, const bitm_branch *branch)
+{
+    uint32_t dtype = branch->weight.tensor->dtype, rows = branch->weight.tensor->rows;
+    if (branch->quantizer == NULL || !bitm_quantizer_has_base(branch->quantizer)) return NULL;
+    if (dtype != BITM_DTYPE_BIT1 && dtype != BITM_DTYPE_TERN) return NULL;
+    float *base = bitm_arena_take(b->arena, rows, sizeof *base);
+    for (size_t r = 0; base != NULL && r < rows; r++) {
+        int32_t sum = 0;
+        for (size_t c = 0; c < branch->weight.tensor->columns; c++)
+            sum += (int32_t)code_of(&branch->weight, r, c);
+        base[r] = branch->row_scale[r] * (float)sum;
+    }
+    return base;
+}
+
 /* What the kernels want beside the file's own arrays. */
 static void prepare_branch(binder *b, bitm_branch *branch)
 {
@@ -160,14 +215,12 @@ static void prepare_branch(binder *b, bitm_branch *branch)
                                 tensor->rows, b->network->ones);
     branch->row_offset =
         per_row(b, weight->offsets, tensor->offset_layout, tensor->n_offsets, tensor->rows, NULL);
-    if (tensor->scale_layout == BITM_LAYOUT_COLUMN) {
-        branch->column_scale = weight->scales;
-        b->network->has_column_scales = true;
-    }
+    if (tensor->scale_layout == BITM_LAYOUT_COLUMN) branch->column_scale = weight->scales;
     if (tensor->offset_layout == BITM_LAYOUT_COLUMN) {
         branch->column_offset = weight->offsets;
         branch->row_offset = b->network->ones;
     }
+    branch->row_base = base_of_rows(b, branch);
 }
 
 static bitm_status bind_linear(binder *b, const char *prefix, const char *suffix, uint32_t rows,
@@ -200,11 +253,11 @@ static bitm_status bind_linear(binder *b, const char *prefix, const char *suffix
 static bitm_status bind_float_linear(binder *b, const char *prefix, const char *suffix,
                                      uint32_t rows, uint32_t columns, bitm_linear *linear)
 {
-    slot_name name;
+    slot_name name, weight;
     join(name, prefix, suffix);
     *linear = (bitm_linear){.rows = rows, .columns = columns, .n_branches = 1};
     bitm_branch *branch = &linear->branches[0];
-    BITM_TRY(bind_matrix(b, name, ".weight", rows, columns, true, NULL, &branch->weight));
+    BITM_TRY(find_matrix(b, name, ".weight", rows, columns, true, weight, &branch->weight));
     const bitm_file_tensor *tensor = branch->weight.tensor;
     BITM_CHECK(tensor->dtype == BITM_DTYPE_F32 || tensor->dtype == BITM_DTYPE_F16,
                BITM_FILE_TENSOR_DTYPE, b->err, "tensor %s: expected f32 or f16, found %s",
@@ -402,28 +455,26 @@ bitm_status bitm_network_bind(bitm_network *network, const bitm_file *file, bitm
     return check_whole(&b);
 }
 
-/* ---- Rows ---- */
-
-static float code_of(const bitm_matrix *matrix, size_t row, size_t column)
+const bitm_linear *bitm_network_linear(const bitm_network *network, uint32_t i)
 {
-    const bitm_file_tensor *tensor = matrix->tensor;
-    size_t n_words = ((size_t)tensor->columns + 63) / 64;
-    const uint64_t *words = matrix->data;
-    size_t word = row * n_words + column / 64;
-    switch (tensor->dtype) {
-    case BITM_DTYPE_F32:
-        return ((const float *)matrix->data)[row * tensor->columns + column];
-    case BITM_DTYPE_F16:
-        return bitm_f16_to_f32(((const uint16_t *)matrix->data)[row * tensor->columns + column]);
-    case BITM_DTYPE_I8:
-        return (float)((const int8_t *)matrix->data)[row * tensor->columns + column];
-    case BITM_DTYPE_BIT1:
-        return words[word] >> column % 64 & 1 ? 1.0F : -1.0F;
-    default: /* tern */
-        if (!(words[word] >> column % 64 & 1)) return 0.0F;
-        return words[tensor->rows * n_words + word] >> column % 64 & 1 ? 1.0F : -1.0F;
+    enum { N_LAYER = 11, N_HEADS = 5 };
+    uint32_t n_layers = network->config->n_layers;
+    if (i < n_layers * N_LAYER) {
+        const bitm_layer *l = &network->layers[i / N_LAYER];
+        const bitm_linear *const of_layer[N_LAYER] = {
+            &l->query,        &l->key,    &l->value,     &l->attention_output,
+            &l->intermediate, &l->output, &l->query_p,   &l->query_m,
+            &l->key_p,        &l->key_m,  &l->value_term};
+        return of_layer[i % N_LAYER];
     }
+    const bitm_linear *const of_heads[N_HEADS] = {&network->pooler, &network->mlm_transform,
+                                                  &network->mlm_decoder, &network->next_sentence,
+                                                  &network->classifier};
+    i -= n_layers * N_LAYER;
+    return i < N_HEADS ? of_heads[i] : NULL;
 }
+
+/* ---- Rows ---- */
 
 static size_t place_of(uint32_t layout, uint32_t n_values, uint32_t rows, size_t row, size_t column)
 {

@@ -23,6 +23,8 @@ typedef struct bitm_branch {
     const float *bias;                    /* [rows], zeros where the file has none */
     const float *row_scale;               /* [rows], whatever the layout; ones with layout column */
     const float *row_offset;              /* [rows]; NULL: no offsets; ones with layout column */
+    const float *row_base;                /* [rows], row_scale * sum of the row's codes, where the
+                                             quantizer's values have a base; otherwise NULL */
     const float *column_scale;            /* [columns]; NULL: none */
     const float *column_offset;           /* [columns]; NULL: none */
 } bitm_branch;
@@ -57,7 +59,6 @@ typedef struct bitm_layer {
 typedef struct bitm_network {
     const bitm_file_config *config;
     const float *zeros, *ones;     /* as long as the longest row or column of a linear */
-    bool has_column_scales;        /* some linear has them */
     uint32_t attention_size;       /* A = n_heads * head_size */
     bitm_matrix word, word_second; /* [V, H]; word_second.data NULL: none */
     bitm_matrix position;          /* [P, H] */
@@ -77,6 +78,13 @@ typedef struct bitm_network {
  * and places in a second call, with equal results; *network is complete only after the second. */
 bitm_status bitm_network_bind(bitm_network *network, const bitm_file *file, bitm_arena *arena,
                               bitm_error *err);
+
+/* Linear number i of the network, those of the layers first; one that is absent has no branches.
+ * NULL past the last. */
+const bitm_linear *bitm_network_linear(const bitm_network *network, uint32_t i);
+
+/* Whether values of this quantizer are step * code + a base that is not 0. */
+bool bitm_quantizer_has_base(const bitm_file_quantizer *quantizer);
 
 /* Writes row `row` of a matrix as floats: w = scale * code + offset, [columns]. */
 void bitm_matrix_row(const bitm_matrix *matrix, size_t row, float *values);

@@ -40,6 +40,18 @@ static void worker_main(void *context)
     bitm_os_mutex_unlock(&pool->mutex);
 }
 
+/* Makes the mutex and the conditions: all of them, or none. */
+static bool make_locks(bitm_pool *pool)
+{
+    if (!bitm_os_mutex_init(&pool->mutex)) return false;
+    if (bitm_os_condition_init(&pool->start)) {
+        if (bitm_os_condition_init(&pool->done)) return true;
+        bitm_os_condition_destroy(&pool->start);
+    }
+    bitm_os_mutex_destroy(&pool->mutex);
+    return false;
+}
+
 static void stop_workers(bitm_pool *pool, uint32_t n_started)
 {
     bitm_os_mutex_lock(&pool->mutex);
@@ -59,9 +71,7 @@ bitm_status bitm_pool_start(bitm_pool *pool, bitm_error *err)
     pool->generation = 0;
     pool->n_busy = 0;
     pool->stopping = false;
-    if (pool->n_threads > 1 &&
-        (!bitm_os_mutex_init(&pool->mutex) || !bitm_os_condition_init(&pool->start) ||
-         !bitm_os_condition_init(&pool->done)))
+    if (pool->n_threads > 1 && !make_locks(pool))
         return bitm_fail(err, BITM_NO_MEMORY, "the system refuses a lock for the thread pool");
     for (uint32_t i = 0; i + 1 < pool->n_threads; i++) {
         pool->workers[i] = (bitm_pool_worker){.pool = pool, .number = i + 1};

@@ -28,6 +28,8 @@ static bitm_status read_limits(const bitm_model *model, const bitm_session_optio
     BITM_CHECK(model != NULL, BITM_ARGUMENT, err, "model must be given");
     *options = (bitm_session_options){.struct_size = sizeof *options};
     BITM_TRY(bitm_read_options(options, sizeof *options, given, "bitm_session_options", err));
+    BITM_CHECK(options->reserved == 0, BITM_UNSUPPORTED, err,
+               "bitm_session_options: reserved is %u, expected 0", options->reserved);
     uint32_t max_positions = model->network.config->max_positions;
     l->max_batch = options->max_batch > 0 ? options->max_batch : 1;
     l->max_length = options->max_length > 0 ? options->max_length : max_positions;

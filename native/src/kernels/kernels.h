@@ -17,33 +17,64 @@
  *
  * y[t, o] = dot(t, o) * (row_scale[o] * token_step[t]) + bias[o]      one fused multiply-add
  *         + row_offset[o] * token_sum[t]                              one more, where there are
- * offsets then, when `accumulate`, + the y[t, o] that was there (a linear's second branch). dot is
- * the exact integer sum of code x code, converted to float; for float inputs the canonical sum. */
+ * offsets
+ *         + row_base[o] * token_base[t]                               one more, where inputs have a
+ * base then, when `accumulate`, + the y[t, o] that was there (a linear's second branch). dot is the
+ * exact integer sum of code x code, converted to float; for float inputs the canonical sum.
+ *
+ * An input's value is token_step * code + token_base; see bitm_quantize_fn for its code. */
 typedef struct bitm_gemm {
     const void *weights;     /* [n_outputs, n_inputs] as in the file (SPEC.md 3.3) */
+    uint32_t n_rows;         /* rows of the whole matrix: ternary weights keep two planes of them */
+    uint32_t n_inputs;       /* at most 65,536, so that 16-bit codes cannot overflow the sum */
     const float *row_scale;  /* [n_outputs] */
     const float *row_offset; /* [n_outputs], NULL: none */
+    const float *row_base;   /* [n_outputs], NULL: none; row_scale x the sum of the row's codes */
     const float *bias;       /* [n_outputs] */
-    uint32_t n_inputs;       /* at most 65,536, so that 16-bit codes cannot overflow the sum */
-    const void *inputs;      /* [n_tokens, n_inputs]: int8, int16 or float by the op */
-    const float *token_step; /* [n_tokens]: value of one input code; 1 for float inputs */
+    const void *inputs;      /* [n_tokens, n_inputs] of int8, int16 or float, or bits, by the op */
+    uint32_t n_planes;       /* of inputs in bit planes; at most BITM_MAX_PLANES */
+    const int32_t *plane_weights; /* [n_planes]: code = sum of plane_weights[p] * bit p */
+    const int32_t *code_sum;      /* [n_tokens]: sum of a token's codes, of inputs in bit planes */
+    const float *token_step;      /* [n_tokens]: value of one input code; 1 for float inputs */
     const float *token_sum;  /* [n_tokens]: sum of the inputs' values; used with row_offset alone */
+    const float *token_base; /* [n_tokens]; used with row_base alone */
     float *outputs;          /* [n_tokens, output_stride] */
     size_t output_stride;    /* in elements */
     bool accumulate;
 } bitm_gemm;
 
+enum { BITM_MAX_PLANES = 16 };
+
 /* Computes the block of tokens [token, token + n_tokens) and outputs [output, output + n_outputs).
- */
+ * Weights: w1 bit1, w2 tern, f16, f32, i8 as named.  Inputs: a8 int8, a16 int16, f32 float; sign:
+ * two planes a token, [n_tokens, 2, words]: nonzero, sign (1: positive); planes: [n_tokens,
+ * n_planes, words]. */
 typedef void bitm_gemm_fn(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
                           uint32_t n_outputs);
-typedef bitm_gemm_fn bitm_gemm_w1a8_fn;  /* bit1 weights, int8 inputs */
-typedef bitm_gemm_fn bitm_gemm_w1a16_fn; /* bit1 weights, int16 inputs */
-typedef bitm_gemm_fn bitm_gemm_w1f32_fn; /* bit1 weights, float inputs */
-typedef bitm_gemm_fn bitm_gemm_f16_fn;   /* f16 weights, float inputs */
-typedef bitm_gemm_fn bitm_gemm_f32_fn;   /* f32 weights, float inputs */
+typedef bitm_gemm_fn bitm_gemm_w1a8_fn;
+typedef bitm_gemm_fn bitm_gemm_w1a16_fn;
+typedef bitm_gemm_fn bitm_gemm_w1f32_fn;
+typedef bitm_gemm_fn bitm_gemm_w1sign_fn;
+typedef bitm_gemm_fn bitm_gemm_w1planes_fn;
+typedef bitm_gemm_fn bitm_gemm_w2a8_fn;
+typedef bitm_gemm_fn bitm_gemm_w2a16_fn;
+typedef bitm_gemm_fn bitm_gemm_w2f32_fn;
+typedef bitm_gemm_fn bitm_gemm_w2sign_fn;
+typedef bitm_gemm_fn bitm_gemm_w2planes_fn;
+typedef bitm_gemm_fn bitm_gemm_f16_fn; /* float inputs, as the following */
+typedef bitm_gemm_fn bitm_gemm_f32_fn;
+typedef bitm_gemm_fn bitm_gemm_i8_fn;
 
-/* ---- Activations ---- */
+/* The sum over p, q of a_weights[p] * b_weights[q] * popcount(a plane p AND b plane q): the product
+ * of two vectors of codes in bit planes, [n_planes, n_words] each. */
+typedef struct bitm_planes {
+    const uint64_t *bits;
+    const int32_t *weights; /* [n_planes] */
+    uint32_t n_planes;
+} bitm_planes;
+typedef int32_t bitm_dot_planes_fn(const bitm_planes *a, const bitm_planes *b, uint32_t n_words);
+
+/* ---- Quantization ---- */
 
 /* Symmetric quantization of one token, x [n]: codes = round(x * (max_code / M)), M = max abs(x),
  * *step = M / max_code, *sum = *step * (sum of codes); all zero where M is.  max_code is 127 or
@@ -54,10 +85,44 @@ typedef void bitm_quantize_i8_fn(const float *x, uint32_t n, int8_t *codes, floa
 typedef void bitm_quantize_i16_fn(const float *x, uint32_t n, int16_t *codes, float *step,
                                   float *sum);
 
+/* A quantizer of the model (SPEC.md 3.4), its statistics known: with z = x + shift, clamped to
+ * [clip_lo, clip_hi], code = round(clamp((z - base) / divisor * factor, lo, hi)); of `sign`, the
+ * sign of z. */
+typedef struct bitm_quantization {
+    const float *shift; /* [n], NULL: none */
+    bool sign;
+    bool clips;
+    float clip_lo, clip_hi;
+    float base, divisor, factor;
+    float lo, hi;
+} bitm_quantization;
+
+/* codes [n] of x [n]; returns their sum. */
+typedef int32_t bitm_quantize_fn(const bitm_quantization *quantization, const float *x, uint32_t n,
+                                 int16_t *codes);
+
+/* The least and the greatest z of x [n], as the quantization shifts and clips it: extremes[0], [1].
+ */
+typedef void bitm_extremes_fn(const bitm_quantization *quantization, const float *x, uint32_t n,
+                              float extremes[2]);
+
+/* codes [n] of -1, 0, 1 -> two planes [2, words]: nonzero, positive; padding bits are 0. */
+typedef void bitm_pack_sign_fn(const int16_t *codes, uint32_t n, uint64_t *planes);
+
+/* codes [n], one every `stride` elements -> planes [n_planes, words] of their two's complement
+ * bits. */
+typedef void bitm_pack_planes_fn(const int16_t *codes, size_t stride, uint32_t n, uint32_t n_planes,
+                                 uint64_t *planes);
+
+/* ---- Token by token ---- */
+
 /* y = gain * (z - mean) / sqrt(variance + eps) + bias with z = x + residual (residual may be NULL),
  * of one token, all [n]; y may be x or residual.  Layer normalization, Ba et al. 2016. */
 typedef void bitm_add_norm_fn(const float *x, const float *residual, const float *gain,
                               const float *bias, float eps, uint32_t n, float *y);
+
+/* y = gain * x / sqrt(mean of x^2 + eps), all [n].  RMS normalization, Zhang and Sennrich 2019. */
+typedef void bitm_rms_norm_fn(const float *x, const float *gain, float eps, uint32_t n, float *y);
 
 /* x [n] = f(x); activation is a bitm_activation of SPEC.md 3.2. */
 typedef void bitm_activate_fn(uint32_t activation, float *x, uint32_t n);
@@ -91,14 +156,35 @@ typedef void bitm_attention_fn(const bitm_attention *attention, uint32_t token, 
     OP(gemm_w1a8)                                                                                  \
     OP(gemm_w1a16)                                                                                 \
     OP(gemm_w1f32)                                                                                 \
+    OP(gemm_w1sign)                                                                                \
+    OP(gemm_w1planes)                                                                              \
+    OP(gemm_w2a8)                                                                                  \
+    OP(gemm_w2a16)                                                                                 \
+    OP(gemm_w2f32)                                                                                 \
+    OP(gemm_w2sign)                                                                                \
+    OP(gemm_w2planes)                                                                              \
     OP(gemm_f16)                                                                                   \
     OP(gemm_f32)                                                                                   \
+    OP(gemm_i8)                                                                                    \
+    OP(dot_planes)                                                                                 \
     OP(quantize_i8)                                                                                \
     OP(quantize_i16)                                                                               \
+    OP(quantize)                                                                                   \
+    OP(extremes)                                                                                   \
+    OP(pack_sign)                                                                                  \
+    OP(pack_planes)                                                                                \
     OP(attention)                                                                                  \
     OP(add_norm)                                                                                   \
+    OP(rms_norm)                                                                                   \
     OP(activate)                                                                                   \
     OP(exp_sum)
+
+typedef enum bitm_op {
+#define BITM_OP(op) BITM_OP_##op,
+    BITM_OPS(BITM_OP)
+#undef BITM_OP
+        BITM_N_OPS
+} bitm_op;
 
 #define BITM_KERNEL(op, variant, tier) bitm_##op##_fn bitm_##op##__##variant;
 #include "kernels.def"

@@ -23,41 +23,66 @@ static inline void store(const bitm_gemm *gemm, size_t token, size_t output, flo
     float value = fmaf(dot, gemm->row_scale[output] * gemm->token_step[token], gemm->bias[output]);
     if (gemm->row_offset != NULL)
         value = fmaf(gemm->row_offset[output], gemm->token_sum[token], value);
+    if (gemm->row_base != NULL)
+        value = fmaf(gemm->row_base[output], gemm->token_base[token], value);
     *y = gemm->accumulate ? *y + value : value;
 }
 
+static inline size_t words_of(const bitm_gemm *gemm)
+{
+    return ((size_t)gemm->n_inputs + 63) / 64;
+}
+
+/* A row of bits; of ternary weights the first plane, nonzero. */
 static inline const uint64_t *bit_row(const bitm_gemm *gemm, size_t output)
 {
-    size_t n_words = ((size_t)gemm->n_inputs + 63) / 64;
-    return (const uint64_t *)gemm->weights + output * n_words;
+    return (const uint64_t *)gemm->weights + output * words_of(gemm);
 }
 
-/* ---- Integer products ---- */
-
-static void expand_signs(const uint64_t *words, uint32_t first, uint32_t n, int8_t *signs)
+/* A row of the second plane of ternary weights, positive. */
+static inline const uint64_t *sign_row(const bitm_gemm *gemm, size_t output)
 {
-    for (uint32_t i = 0; i < n; i++)
-        signs[i] = (int8_t)(2 * (int)(words[(first + i) / 64] >> (first + i) % 64 & 1) - 1);
+    return bit_row(gemm, gemm->n_rows + output);
 }
 
-static inline int32_t dot_i8(const int8_t *signs, const int8_t *codes, uint32_t n)
+static inline int bit_at(const uint64_t *words, size_t i)
+{
+    return (int)(words[i / 64] >> i % 64 & 1);
+}
+
+/* ---- Integer products of bytes and words ---- */
+
+static inline void expand_codes(const bitm_gemm *gemm, bool ternary, size_t output, uint32_t first,
+                                uint32_t n, int8_t *weights)
+{
+    const uint64_t *words = bit_row(gemm, output);
+    for (uint32_t i = 0; i < n; i++)
+        weights[i] =
+            (int8_t)(ternary ? bit_at(words, first + i) : 2 * bit_at(words, first + i) - 1);
+    if (!ternary) return;
+    words = sign_row(gemm, output);
+    for (uint32_t i = 0; i < n; i++) /* nonzero n, positive p: p - (n - p) */
+        weights[i] = (int8_t)(2 * bit_at(words, first + i) - weights[i]);
+}
+
+static inline int32_t dot_i8(const int8_t *weights, const int8_t *codes, uint32_t n)
 {
     int32_t sum = 0;
     for (uint32_t i = 0; i < n; i++)
-        sum += (int16_t)(signs[i] * codes[i]);
+        sum += (int16_t)(weights[i] * codes[i]);
     return sum;
 }
 
-static inline int32_t dot_i16(const int8_t *signs, const int16_t *codes, uint32_t n)
+static inline int32_t dot_i16(const int8_t *weights, const int16_t *codes, uint32_t n)
 {
     int32_t sum = 0;
     for (uint32_t i = 0; i < n; i++)
-        sum += signs[i] * codes[i];
+        sum += weights[i] * codes[i];
     return sum;
 }
 
-static inline void gemm_w1_integer(const bitm_gemm *gemm, bool wide, uint32_t token,
-                                   uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
+static inline void gemm_integer(const bitm_gemm *gemm, bool ternary, bool wide, uint32_t token,
+                                uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
 {
     size_t n_inputs = gemm->n_inputs;
     for (uint32_t tile = 0; tile < n_tokens; tile += TILE_TOKENS) {
@@ -66,13 +91,13 @@ static inline void gemm_w1_integer(const bitm_gemm *gemm, bool wide, uint32_t to
         for (uint32_t o = output; o < output + n_outputs; o++) {
             int32_t dots[TILE_TOKENS] = {0};
             for (uint32_t c = 0; c < gemm->n_inputs; c += STRETCH) {
-                int8_t signs[STRETCH];
+                int8_t weights[STRETCH];
                 uint32_t n = smaller(STRETCH, gemm->n_inputs - c);
-                expand_signs(bit_row(gemm, o), c, n, signs);
+                expand_codes(gemm, ternary, o, c, n, weights);
                 for (uint32_t t = 0; t < n_tile; t++) {
                     size_t place = (first_token + t) * n_inputs + c;
-                    dots[t] += wide ? dot_i16(signs, (const int16_t *)gemm->inputs + place, n)
-                                    : dot_i8(signs, (const int8_t *)gemm->inputs + place, n);
+                    dots[t] += wide ? dot_i16(weights, (const int16_t *)gemm->inputs + place, n)
+                                    : dot_i8(weights, (const int8_t *)gemm->inputs + place, n);
                 }
             }
             for (uint32_t t = 0; t < n_tile; t++)
@@ -84,13 +109,125 @@ static inline void gemm_w1_integer(const bitm_gemm *gemm, bool wide, uint32_t to
 void bitm_gemm_w1a8__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                             uint32_t output, uint32_t n_outputs)
 {
-    gemm_w1_integer(gemm, false, token, n_tokens, output, n_outputs);
+    gemm_integer(gemm, false, false, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w1a16__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                              uint32_t output, uint32_t n_outputs)
 {
-    gemm_w1_integer(gemm, true, token, n_tokens, output, n_outputs);
+    gemm_integer(gemm, false, true, token, n_tokens, output, n_outputs);
+}
+
+void bitm_gemm_w2a8__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
+                            uint32_t output, uint32_t n_outputs)
+{
+    gemm_integer(gemm, true, false, token, n_tokens, output, n_outputs);
+}
+
+void bitm_gemm_w2a16__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
+                             uint32_t output, uint32_t n_outputs)
+{
+    gemm_integer(gemm, true, true, token, n_tokens, output, n_outputs);
+}
+
+/* ---- Products of bits (CHECKPOINTS 9.7; XNOR-Net, Rastegari et al. 2016) ---- */
+
+static inline int32_t popcount(uint64_t word)
+{
+#if defined(__GNUC__)
+    return __builtin_popcountll(word);
+#else
+    word -= word >> 1 & 0x5555555555555555U;
+    word = (word & 0x3333333333333333U) + (word >> 2 & 0x3333333333333333U);
+    word = (word + (word >> 4)) & 0x0F0F0F0F0F0F0F0FU;
+    return (int32_t)(word * 0x0101010101010101U >> 56);
+#endif
+}
+
+/* Where both are nonzero: equal signs count +1, others -1. */
+static inline void gemm_sign(const bitm_gemm *gemm, bool ternary, uint32_t token, uint32_t n_tokens,
+                             uint32_t output, uint32_t n_outputs)
+{
+    size_t n_words = words_of(gemm);
+    for (uint32_t o = output; o < output + n_outputs; o++) {
+        const uint64_t *nonzero = bit_row(gemm, o);
+        const uint64_t *positive = ternary ? sign_row(gemm, o) : nonzero;
+        for (size_t t = token; t < (size_t)token + n_tokens; t++) {
+            const uint64_t *inputs = (const uint64_t *)gemm->inputs + t * 2 * n_words;
+            int32_t n_both = 0, n_unequal = 0;
+            for (size_t w = 0; w < n_words; w++) {
+                uint64_t both = ternary ? nonzero[w] & inputs[w] : inputs[w];
+                n_both += popcount(both);
+                n_unequal += popcount((positive[w] ^ inputs[n_words + w]) & both);
+            }
+            store(gemm, t, o, (float)(n_both - 2 * n_unequal));
+        }
+    }
+}
+
+void bitm_gemm_w1sign__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
+                              uint32_t output, uint32_t n_outputs)
+{
+    gemm_sign(gemm, false, token, n_tokens, output, n_outputs);
+}
+
+void bitm_gemm_w2sign__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
+                              uint32_t output, uint32_t n_outputs)
+{
+    gemm_sign(gemm, true, token, n_tokens, output, n_outputs);
+}
+
+/* A plane with weights -1 and +1 sums to 2 popcount(positive AND plane) - popcount(plane), the
+ * latter over the nonzero weights alone; over all planes that is the token's code_sum where no
+ * weight is 0. */
+static inline void gemm_planes(const bitm_gemm *gemm, bool ternary, uint32_t token,
+                               uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
+{
+    size_t n_words = words_of(gemm);
+    for (uint32_t o = output; o < output + n_outputs; o++) {
+        const uint64_t *nonzero = bit_row(gemm, o);
+        const uint64_t *positive = ternary ? sign_row(gemm, o) : nonzero;
+        for (size_t t = token; t < (size_t)token + n_tokens; t++) {
+            const uint64_t *plane = (const uint64_t *)gemm->inputs + t * gemm->n_planes * n_words;
+            int32_t dot = ternary ? 0 : -gemm->code_sum[t];
+            for (uint32_t p = 0; p < gemm->n_planes; p++, plane += n_words) {
+                int32_t count = 0;
+                for (size_t w = 0; w < n_words; w++) {
+                    count += 2 * popcount(positive[w] & plane[w]);
+                    if (ternary) count -= popcount(nonzero[w] & plane[w]);
+                }
+                dot += gemm->plane_weights[p] * count;
+            }
+            store(gemm, t, o, (float)dot);
+        }
+    }
+}
+
+void bitm_gemm_w1planes__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
+                                uint32_t output, uint32_t n_outputs)
+{
+    gemm_planes(gemm, false, token, n_tokens, output, n_outputs);
+}
+
+void bitm_gemm_w2planes__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
+                                uint32_t output, uint32_t n_outputs)
+{
+    gemm_planes(gemm, true, token, n_tokens, output, n_outputs);
+}
+
+int32_t bitm_dot_planes__scalar(const bitm_planes *a, const bitm_planes *b, uint32_t n_words)
+{
+    int32_t sum = 0;
+    for (uint32_t p = 0; p < a->n_planes; p++) {
+        for (uint32_t q = 0; q < b->n_planes; q++) {
+            int32_t count = 0;
+            for (size_t w = 0; w < n_words; w++)
+                count +=
+                    popcount(a->bits[p * (size_t)n_words + w] & b->bits[q * (size_t)n_words + w]);
+            sum += a->weights[p] * b->weights[q] * count;
+        }
+    }
+    return sum;
 }
 
 /* ---- Float products ---- */
@@ -104,10 +241,14 @@ static inline void expand_floats(const bitm_gemm *gemm, bitm_dtype dtype, size_t
     } else if (dtype == BITM_DTYPE_F16) {
         for (uint32_t i = 0; i < n; i++)
             weights[i] = bitm_f16_to_f32(((const uint16_t *)gemm->weights)[place + i]);
-    } else {
-        const uint64_t *words = bit_row(gemm, output);
+    } else if (dtype == BITM_DTYPE_I8) {
         for (uint32_t i = 0; i < n; i++)
-            weights[i] = words[(first + i) / 64] >> (first + i) % 64 & 1 ? 1.0F : -1.0F;
+            weights[i] = (float)((const int8_t *)gemm->weights)[place + i];
+    } else {
+        int8_t codes[STRETCH];
+        expand_codes(gemm, dtype == BITM_DTYPE_TERN, output, first, n, codes);
+        for (uint32_t i = 0; i < n; i++)
+            weights[i] = (float)codes[i];
     }
 }
 
@@ -141,7 +282,7 @@ static inline void gemm_float(const bitm_gemm *gemm, bitm_dtype dtype, uint32_t 
                 expand_floats(gemm, dtype, o, c, n, weights);
                 for (uint32_t t = 0; t < n_tile; t++)
                     add_products(lanes[t], weights, inputs + t * n_inputs + c, n,
-                                 dtype == BITM_DTYPE_BIT1);
+                                 dtype == BITM_DTYPE_BIT1 || dtype == BITM_DTYPE_TERN);
             }
             for (uint32_t t = 0; t < n_tile; t++)
                 store(gemm, first_token + t, o, bitm_fold(lanes[t]));
@@ -153,6 +294,18 @@ void bitm_gemm_w1f32__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t n_t
                              uint32_t output, uint32_t n_outputs)
 {
     gemm_float(gemm, BITM_DTYPE_BIT1, token, n_tokens, output, n_outputs);
+}
+
+void bitm_gemm_w2f32__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
+                             uint32_t output, uint32_t n_outputs)
+{
+    gemm_float(gemm, BITM_DTYPE_TERN, token, n_tokens, output, n_outputs);
+}
+
+void bitm_gemm_i8__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
+                          uint32_t n_outputs)
+{
+    gemm_float(gemm, BITM_DTYPE_I8, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_f16__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
@@ -167,7 +320,7 @@ void bitm_gemm_f32__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t n_tok
     gemm_float(gemm, BITM_DTYPE_F32, token, n_tokens, output, n_outputs);
 }
 
-/* ---- Activations ---- */
+/* ---- Quantization ---- */
 
 static float max_abs(const float *x, uint32_t n)
 {
@@ -221,6 +374,69 @@ void bitm_quantize_i16__scalar(const float *x, uint32_t n, int16_t *codes, float
     *sum = *step * (float)total;
 }
 
+static inline float shifted(const bitm_quantization *q, const float *x, uint32_t i)
+{
+    float z = q->shift != NULL ? x[i] + q->shift[i] : x[i];
+    if (!q->clips) return z;
+    z = z > q->clip_lo ? z : q->clip_lo;
+    return z < q->clip_hi ? z : q->clip_hi;
+}
+
+int32_t bitm_quantize__scalar(const bitm_quantization *q, const float *x, uint32_t n,
+                              int16_t *codes)
+{
+    int32_t sum = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        float z = shifted(q, x, i);
+        if (q->sign) {
+            codes[i] = (int16_t)((z > 0.0F) - (z < 0.0F));
+        } else {
+            float code = (z - q->base) / q->divisor * q->factor;
+            code = code > q->lo ? code : q->lo; /* also where it is not a number */
+            codes[i] = (int16_t)bitm_round(code < q->hi ? code : q->hi);
+        }
+        sum += codes[i];
+    }
+    return sum;
+}
+
+void bitm_extremes__scalar(const bitm_quantization *q, const float *x, uint32_t n,
+                           float extremes[2])
+{
+    float least = shifted(q, x, 0), greatest = least;
+    for (uint32_t i = 1; i < n; i++) {
+        float z = shifted(q, x, i);
+        least = z < least ? z : least;
+        greatest = z > greatest ? z : greatest;
+    }
+    extremes[0] = least;
+    extremes[1] = greatest;
+}
+
+void bitm_pack_sign__scalar(const int16_t *codes, uint32_t n, uint64_t *planes)
+{
+    size_t n_words = ((size_t)n + 63) / 64;
+    memset(planes, 0, 2 * n_words * sizeof *planes);
+    for (uint32_t i = 0; i < n; i++) {
+        planes[i / 64] |= (uint64_t)(codes[i] != 0) << i % 64;
+        planes[n_words + i / 64] |= (uint64_t)(codes[i] > 0) << i % 64;
+    }
+}
+
+void bitm_pack_planes__scalar(const int16_t *codes, size_t stride, uint32_t n, uint32_t n_planes,
+                              uint64_t *planes)
+{
+    size_t n_words = ((size_t)n + 63) / 64;
+    memset(planes, 0, n_planes * n_words * sizeof *planes);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t code = (uint16_t)codes[i * stride];
+        for (uint32_t p = 0; p < n_planes; p++)
+            planes[p * n_words + i / 64] |= (uint64_t)(code >> p & 1) << i % 64;
+    }
+}
+
+/* ---- Token by token ---- */
+
 void bitm_add_norm__scalar(const float *x, const float *residual, const float *gain,
                            const float *bias, float eps, uint32_t n, float *y)
 {
@@ -240,6 +456,16 @@ void bitm_add_norm__scalar(const float *x, const float *residual, const float *g
     float factor = 1.0F / sqrtf(variance + eps);
     for (uint32_t i = 0; i < n; i++)
         y[i] = fmaf(y[i] * factor, gain[i], bias[i]);
+}
+
+void bitm_rms_norm__scalar(const float *x, const float *gain, float eps, uint32_t n, float *y)
+{
+    float lanes[BITM_LANES] = {0};
+    for (uint32_t i = 0; i < n; i++)
+        lanes[i % BITM_LANES] = fmaf(x[i], x[i], lanes[i % BITM_LANES]);
+    float factor = 1.0F / sqrtf(bitm_fold(lanes) / (float)n + eps);
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = (x[i] * factor) * gain[i];
 }
 
 void bitm_activate__scalar(uint32_t activation, float *x, uint32_t n)

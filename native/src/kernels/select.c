@@ -4,26 +4,20 @@
 
 typedef void any_fn(void);
 
-typedef enum op_number {
-#define BITM_OP(op) OP_##op,
-    BITM_OPS(BITM_OP)
-#undef BITM_OP
-        N_OPS
-} op_number;
-
-static const char *const op_names[N_OPS] = {
+static const char *const op_names[BITM_N_OPS] = {
 #define BITM_OP(op) #op,
     BITM_OPS(BITM_OP)
 #undef BITM_OP
 };
 
 static const struct entry {
-    op_number op;
+    bitm_op op;
     const char *variant;
     bitm_tier tier;
     any_fn *function;
 } entries[] = {
-#define BITM_KERNEL(op, variant, tier) {OP_##op, #variant, tier, (any_fn *)bitm_##op##__##variant},
+#define BITM_KERNEL(op, variant, tier)                                                             \
+    {BITM_OP_##op, #variant, tier, (any_fn *)bitm_##op##__##variant},
 #include "kernels.def"
 #undef BITM_KERNEL
 };
@@ -34,25 +28,25 @@ static void choose(bitm_kernel_table *table, const struct entry *entry)
 {
     switch (entry->op) {
 #define BITM_OP(op)                                                                                \
-    case OP_##op:                                                                                  \
+    case BITM_OP_##op:                                                                             \
         table->op = (bitm_##op##_fn *)entry->function;                                             \
         break;
         BITM_OPS(BITM_OP)
 #undef BITM_OP
-    case N_OPS:
+    case BITM_N_OPS:
         break;
     }
 }
 
-static any_fn *chosen(const bitm_kernel_table *table, op_number op)
+static any_fn *chosen(const bitm_kernel_table *table, bitm_op op)
 {
     switch (op) {
 #define BITM_OP(op)                                                                                \
-    case OP_##op:                                                                                  \
+    case BITM_OP_##op:                                                                             \
         return (any_fn *)table->op;
         BITM_OPS(BITM_OP)
 #undef BITM_OP
-    case N_OPS:
+    case BITM_N_OPS:
         break;
     }
     return NULL;

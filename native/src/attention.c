@@ -1,0 +1,469 @@
+#include "attention.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "inputs.h"
+
+enum { QUERY, KEY, VALUE, N_OPERANDS };
+
+/* ---- Memory ---- */
+
+static bool is_plain(const bitm_network *network, const bitm_layer *layer)
+{
+    return layer->quantize_query == NULL && layer->quantize_key == NULL &&
+           layer->quantize_value == NULL && layer->quantize_probabilities == NULL &&
+           network->config->score_rank == 0 && network->config->value_term == 0;
+}
+
+static uint32_t n_planes(const bitm_file_quantizer *quantizer)
+{
+    const int32_t *weights;
+    return quantizer != NULL ? bitm_quantizer_planes(quantizer, &weights) : 0;
+}
+
+/* One thread's room for one head of one sequence, in 64-bit words from the start of its part. */
+typedef struct head_room {
+    size_t keys;          /* [max_length, planes, words of a head] */
+    size_t values;        /* [head_size, planes, words of a sequence] */
+    size_t query;         /* [planes, words of a head] */
+    size_t probabilities; /* [planes, words of a sequence] */
+    size_t codes;         /* [max_length] int16: probabilities of one row */
+    size_t value_sums;    /* [head_size] int32: sums of the codes of values */
+    size_t end;
+} head_room;
+
+static size_t larger_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+static head_room room_of(const bitm_network *network, uint32_t max_length)
+{
+    const bitm_file_config *config = network->config;
+    size_t head_words = ((size_t)config->head_size + 63) / 64;
+    size_t row_words = ((size_t)max_length + 63) / 64;
+    size_t keys = 0, values = 0, query = 0, probabilities = 0;
+    for (uint32_t n = 0; n < config->n_layers; n++) {
+        const bitm_layer *layer = &network->layers[n];
+        keys = larger_size(keys, n_planes(layer->quantize_key));
+        values = larger_size(values, n_planes(layer->quantize_value));
+        query = larger_size(query, n_planes(layer->quantize_query));
+        probabilities = larger_size(probabilities, n_planes(layer->quantize_probabilities));
+    }
+    head_room room = {0};
+    room.values = room.keys + keys * head_words * max_length;
+    room.query = room.values + values * row_words * config->head_size;
+    room.probabilities = room.query + query * head_words;
+    room.codes = room.probabilities + probabilities * row_words;
+    room.value_sums = room.codes + ((size_t)max_length + 3) / 4;
+    room.end = room.value_sums + ((size_t)config->head_size + 1) / 2;
+    return room;
+}
+
+void bitm_attention_layout(bitm_backend *backend, bitm_arena *arena)
+{
+    const bitm_network *network = backend->network;
+    const bitm_file_config *config = network->config;
+    bitm_attention_buffers *buffers = &backend->attention;
+    uint64_t n_tokens = backend->max_tokens, n_threads = backend->pool.n_threads;
+    buffers->scores = bitm_arena_take(arena, n_threads, backend->max_length * sizeof(float));
+    bool plain = true;
+    for (uint32_t n = 0; n < config->n_layers; n++)
+        plain = plain && is_plain(network, &network->layers[n]);
+    if (plain) return;
+    for (int i = 0; i < N_OPERANDS; i++) {
+        buffers->codes[i] =
+            bitm_arena_take(arena, n_tokens, network->attention_size * sizeof(int16_t));
+        buffers->step[i] = bitm_arena_take(arena, n_tokens, sizeof(float));
+        buffers->base[i] = bitm_arena_take(arena, n_tokens, sizeof(float));
+    }
+    for (int i = 0; i < 4; i++)
+        buffers->low_rank[i] = bitm_arena_take(arena, n_tokens, config->score_rank * sizeof(float));
+    buffers->value_term = bitm_arena_take(arena, n_tokens, sizeof(float));
+    buffers->extremes = bitm_arena_take(arena, n_tokens * config->n_heads, 2 * sizeof(float));
+    buffers->plane_words = room_of(network, backend->max_length).end;
+    buffers->planes = bitm_arena_take(arena, n_threads * buffers->plane_words, sizeof(uint64_t));
+}
+
+/* ---- One head of one sequence ---- */
+
+/* The work of a layer. */
+typedef struct work {
+    bitm_backend *backend;
+    const bitm_layer *layer;
+    const bitm_spans *spans;
+    const float *operands[N_OPERANDS]; /* [n_tokens, A], as quantized */
+    bool integer_scores;               /* query and key are codes */
+    bool integer_context;              /* so are probabilities and value, in one step a sequence */
+    float *context;                    /* [n_tokens, A] */
+} work;
+
+/* One task of it. */
+typedef struct head {
+    const work *w;
+    uint32_t sequence, number;
+    uint32_t first;    /* token */
+    uint32_t n_tokens; /* S */
+    size_t place;      /* of the head's first component in a row of A */
+    float *scores;     /* [S] */
+    /* Quantized operands, in this thread's planes. */
+    uint64_t *keys, *values;
+    uint64_t *query, *probabilities;
+    int16_t *codes;
+    int32_t *value_sums;
+} head;
+
+static head open_head(const work *w, uint32_t task, uint32_t worker)
+{
+    const bitm_backend *backend = w->backend;
+    const bitm_file_config *config = backend->network->config;
+    const bitm_attention_buffers *buffers = &backend->attention;
+    head h = {.w = w, .sequence = task / config->n_heads, .number = task % config->n_heads};
+    h.first = w->spans->first[h.sequence];
+    h.n_tokens = w->spans->first[h.sequence + 1] - h.first;
+    h.place = (size_t)h.number * config->head_size;
+    h.scores = buffers->scores + (size_t)worker * backend->max_length;
+    if (buffers->planes == NULL) return h;
+    head_room room = room_of(backend->network, backend->max_length);
+    uint64_t *planes = buffers->planes + worker * buffers->plane_words;
+    h.keys = planes + room.keys;
+    h.values = planes + room.values;
+    h.query = planes + room.query;
+    h.probabilities = planes + room.probabilities;
+    h.codes = (int16_t *)(void *)(planes + room.codes);
+    h.value_sums = (int32_t *)(void *)(planes + room.value_sums);
+    return h;
+}
+
+/* Softmax attention of floats. */
+static void plain_task(void *context, uint32_t task, uint32_t worker)
+{
+    const work *w = context;
+    const bitm_network *network = w->backend->network;
+    head h = open_head(w, task, worker);
+    size_t stride = network->attention_size, place = h.first * stride + h.place;
+    bitm_attention attention = {
+        .query = w->operands[QUERY] + place,
+        .key = w->operands[KEY] + place,
+        .value = w->operands[VALUE] + place,
+        .stride = stride,
+        .context = w->context + place,
+        .context_stride = stride,
+        .n_tokens = h.n_tokens,
+        .head_size = network->config->head_size,
+        .score_scale = network->config->score_scale,
+        .scores = h.scores,
+    };
+    w->backend->kernels->attention(&attention, 0, h.n_tokens);
+}
+
+/* ---- Scores ---- */
+
+static bitm_planes planes_of(const bitm_file_quantizer *quantizer, const uint64_t *bits)
+{
+    bitm_planes planes = {.bits = bits};
+    planes.n_planes = bitm_quantizer_planes(quantizer, &planes.weights);
+    return planes;
+}
+
+/* The codes of an operand's token, of this head. */
+static const int16_t *codes_of(const head *h, int operand, size_t token)
+{
+    const bitm_backend *backend = h->w->backend;
+    return backend->attention.codes[operand] +
+           (h->first + token) * backend->network->attention_size + h->place;
+}
+
+static void pack_keys(const head *h)
+{
+    const bitm_backend *backend = h->w->backend;
+    uint32_t head_size = backend->network->config->head_size;
+    uint32_t planes = n_planes(h->w->layer->quantize_key);
+    size_t words = ((size_t)head_size + 63) / 64;
+    for (size_t j = 0; j < h->n_tokens; j++)
+        backend->kernels->pack_planes(codes_of(h, KEY, j), 1, head_size, planes,
+                                      h->keys + j * planes * words);
+}
+
+/* q_i . k_j of integers, times their steps. */
+static void integer_products(const head *h, size_t i)
+{
+    const work *w = h->w;
+    const bitm_backend *backend = w->backend;
+    const bitm_attention_buffers *buffers = &backend->attention;
+    uint32_t head_size = backend->network->config->head_size;
+    uint32_t words = (head_size + 63) / 64;
+    bitm_planes query = planes_of(w->layer->quantize_query, h->query);
+    backend->kernels->pack_planes(codes_of(h, QUERY, i), 1, head_size, query.n_planes, h->query);
+    bitm_planes key = planes_of(w->layer->quantize_key, h->keys);
+    float step = buffers->step[QUERY][h->first + i];
+    for (size_t j = 0; j < h->n_tokens; j++, key.bits += key.n_planes * words)
+        h->scores[j] = (float)backend->kernels->dot_planes(&query, &key, words) *
+                       (step * buffers->step[KEY][h->first + j]);
+}
+
+/* out[j] = a [n] . b_j [n] for rows b_j, as the float products add. */
+static void float_products(const bitm_backend *backend, const float *a, const float *b,
+                           size_t stride, uint32_t n_rows, uint32_t n, float *out)
+{
+    const bitm_network *network = backend->network;
+    float step = 1.0F;
+    bitm_gemm dot = {.n_inputs = n,
+                     .row_scale = network->ones,
+                     .bias = network->zeros,
+                     .inputs = a,
+                     .token_step = &step,
+                     .output_stride = 1};
+    for (size_t j = 0; j < n_rows; j++) {
+        dot.weights = b + j * stride;
+        dot.outputs = out + j;
+        backend->kernels->gemm_f32(&dot, 0, 1, 0, 1);
+    }
+}
+
+/* Adds query_m . key_p + query_p . key_m + query_p . key_p (BiPFT), in this order, over the rank.
+ */
+static void add_low_rank(const head *h, size_t i)
+{
+    const bitm_backend *backend = h->w->backend;
+    size_t rank = backend->network->config->score_rank;
+    enum { QUERY_P, QUERY_M, KEY_P, KEY_M };
+    float *const *terms = backend->attention.low_rank;
+    const float *query_p = terms[QUERY_P] + (h->first + i) * rank;
+    const float *query_m = terms[QUERY_M] + (h->first + i) * rank;
+    for (size_t j = 0; j < h->n_tokens; j++) {
+        const float *key_p = terms[KEY_P] + (h->first + j) * rank;
+        const float *key_m = terms[KEY_M] + (h->first + j) * rank;
+        for (size_t r = 0; r < rank; r++) {
+            h->scores[j] = fmaf(query_m[r], key_p[r], h->scores[j]);
+            h->scores[j] = fmaf(query_p[r], key_m[r], h->scores[j]);
+            h->scores[j] = fmaf(query_p[r], key_p[r], h->scores[j]);
+        }
+    }
+}
+
+/* scores [S] = probabilities of row i before their quantizer. */
+static void find_probabilities(const head *h, size_t i)
+{
+    const work *w = h->w;
+    const bitm_backend *backend = w->backend;
+    const bitm_file_config *config = backend->network->config;
+    size_t stride = backend->network->attention_size, place = h->first * stride + h->place;
+    if (w->integer_scores)
+        integer_products(h, i);
+    else
+        float_products(backend, w->operands[QUERY] + place + i * stride, w->operands[KEY] + place,
+                       stride, h->n_tokens, config->head_size, h->scores);
+    if (config->score_rank > 0) add_low_rank(h, i);
+    for (size_t j = 0; j < h->n_tokens; j++)
+        h->scores[j] *= config->score_scale;
+    if (config->attention_normalizer != BITM_NORMALIZER_SOFTMAX) return;
+    float sum = backend->kernels->exp_sum(h->scores, h->n_tokens);
+    for (size_t j = 0; j < h->n_tokens; j++)
+        h->scores[j] /= sum;
+}
+
+/* ---- Statistics of probabilities ---- */
+
+static float *extremes_of(const bitm_backend *backend, size_t sequence, size_t number)
+{
+    return backend->attention.extremes +
+           (sequence * backend->network->config->n_heads + number) * 2;
+}
+
+/* The extremes of one head's probabilities. */
+static void extremes_task(void *context, uint32_t task, uint32_t worker)
+{
+    const work *w = context;
+    head h = open_head(w, task, worker);
+    const bitm_file_config *config = w->backend->network->config;
+    bitm_quantization quantization = bitm_quantizer_begin(w->layer->quantize_probabilities, NULL);
+    float *extremes = extremes_of(w->backend, h.sequence, h.number);
+    if (w->integer_scores) pack_keys(&h);
+    for (size_t i = 0; i < h.n_tokens; i++) {
+        float row[2];
+        find_probabilities(&h, i);
+        w->backend->kernels->extremes(&quantization, h.scores, h.n_tokens, row);
+        extremes[0] = i == 0 || row[0] < extremes[0] ? row[0] : extremes[0];
+        extremes[1] = i == 0 || row[1] > extremes[1] ? row[1] : extremes[1];
+    }
+    if ((config->flags & BITM_FLAG_PROBABILITY_MIN_ZERO) != 0 && extremes[0] > 0.0F)
+        extremes[0] = 0.0F;
+}
+
+/* The scope is the sequence: every head gets the extremes of all heads. */
+static void join_heads(const work *w)
+{
+    uint32_t n_heads = w->backend->network->config->n_heads;
+    for (size_t s = 0; s < w->spans->n; s++) {
+        float *all = extremes_of(w->backend, s, 0);
+        float least = all[0], greatest = all[1];
+        for (size_t i = 0; i < n_heads; i++) {
+            least = all[i * 2] < least ? all[i * 2] : least;
+            greatest = all[i * 2 + 1] > greatest ? all[i * 2 + 1] : greatest;
+        }
+        for (size_t i = 0; i < n_heads; i++) {
+            all[i * 2] = least;
+            all[i * 2 + 1] = greatest;
+        }
+    }
+}
+
+/* ---- Context ---- */
+
+/* The values' codes of every component, over the sequence, and their sums. */
+static void pack_values(const head *h)
+{
+    const bitm_backend *backend = h->w->backend;
+    const bitm_network *network = backend->network;
+    uint32_t planes = n_planes(h->w->layer->quantize_value);
+    size_t words = ((size_t)h->n_tokens + 63) / 64;
+    for (size_t d = 0; d < network->config->head_size; d++) {
+        backend->kernels->pack_planes(codes_of(h, VALUE, 0) + d, network->attention_size,
+                                      h->n_tokens, planes, h->values + d * planes * words);
+        h->value_sums[d] = 0;
+        for (size_t j = 0; j < h->n_tokens; j++)
+            h->value_sums[d] += codes_of(h, VALUE, j)[d];
+    }
+}
+
+/* With p = step_p * code_p + base_p and v = step_v * code_v + base_v:
+ * sum of p v = step_p step_v (code_p . code_v) + base_p step_v (sum of code_v) + base_v (sum of p).
+ */
+static void integer_context(const head *h, float step, float base, int32_t code_sum, float *context)
+{
+    const work *w = h->w;
+    const bitm_backend *backend = w->backend;
+    const bitm_attention_buffers *buffers = &backend->attention;
+    uint32_t words = (h->n_tokens + 63) / 64;
+    bitm_planes p = planes_of(w->layer->quantize_probabilities, h->probabilities);
+    bitm_planes v = planes_of(w->layer->quantize_value, h->values);
+    backend->kernels->pack_planes(h->codes, 1, h->n_tokens, p.n_planes, h->probabilities);
+    float value_step = buffers->step[VALUE][h->first], value_base = buffers->base[VALUE][h->first];
+    float sum = step * (float)code_sum + base * (float)h->n_tokens;
+    for (size_t d = 0; d < backend->network->config->head_size; d++) {
+        float c = (float)backend->kernels->dot_planes(&p, &v, words) * (step * value_step);
+        c = fmaf(base * value_step, (float)h->value_sums[d], c);
+        context[d] = fmaf(value_base, sum, c);
+        v.bits += v.n_planes * words;
+    }
+}
+
+static void float_context(const head *h, float *context)
+{
+    const bitm_backend *backend = h->w->backend;
+    size_t stride = backend->network->attention_size, n = backend->network->config->head_size;
+    const float *value = h->w->operands[VALUE] + h->first * stride + h->place;
+    memset(context, 0, n * sizeof *context);
+    for (size_t j = 0; j < h->n_tokens; j++, value += stride)
+        for (size_t d = 0; d < n; d++)
+            context[d] = fmaf(h->scores[j], value[d], context[d]);
+}
+
+/* Adds to every component the sum over j of p_j * value_term_j. */
+static void add_value_term(const head *h, float *context)
+{
+    const bitm_backend *backend = h->w->backend;
+    const float *term = backend->attention.value_term + h->first;
+    float sum = 0.0F;
+    for (size_t j = 0; j < h->n_tokens; j++)
+        sum = fmaf(h->scores[j], term[j], sum);
+    for (size_t d = 0; d < backend->network->config->head_size; d++)
+        context[d] += sum;
+}
+
+static void general_task(void *argument, uint32_t task, uint32_t worker)
+{
+    const work *w = argument;
+    const bitm_backend *backend = w->backend;
+    const bitm_network *network = backend->network;
+    const bitm_file_quantizer *quantizer = w->layer->quantize_probabilities;
+    head h = open_head(w, task, worker);
+    if (w->integer_scores) pack_keys(&h);
+    if (w->integer_context) pack_values(&h);
+    for (size_t i = 0; i < h.n_tokens; i++) {
+        float step = 1.0F, base = 0.0F;
+        int32_t code_sum = 0;
+        find_probabilities(&h, i);
+        if (quantizer != NULL) {
+            bitm_quantization quantization = bitm_quantizer_begin(quantizer, NULL);
+            bitm_quantizer_finish(quantizer, extremes_of(backend, h.sequence, h.number),
+                                  &quantization, &step, &base);
+            code_sum = backend->kernels->quantize(&quantization, h.scores, h.n_tokens, h.codes);
+            for (size_t j = 0; j < h.n_tokens; j++)
+                h.scores[j] = fmaf(step, (float)h.codes[j], base);
+        }
+        float *context = w->context + (h.first + i) * network->attention_size + h.place;
+        if (w->integer_context)
+            integer_context(&h, step, base, code_sum, context);
+        else
+            float_context(&h, context);
+        if (network->config->value_term) add_value_term(&h, context);
+    }
+}
+
+/* ---- A layer ---- */
+
+/* Quantizes an operand: codes for integer products, and the values that they stand for. */
+static void quantize_operand(const work *w, int operand, const bitm_file_quantizer *quantizer,
+                             float *x)
+{
+    bitm_backend *backend = w->backend;
+    const bitm_attention_buffers *buffers = &backend->attention;
+    uint32_t n_tokens = w->spans->first[w->spans->n], n = backend->network->attention_size;
+    if (quantizer == NULL) return;
+    bitm_quantize_tokens(backend, quantizer, x, n_tokens, n, w->spans, buffers->codes[operand],
+                         buffers->step[operand], buffers->base[operand]);
+    for (size_t t = 0; t < n_tokens; t++)
+        for (size_t i = 0; i < n; i++)
+            x[t * n + i] =
+                fmaf(buffers->step[operand][t], (float)buffers->codes[operand][t * n + i],
+                     buffers->base[operand][t]);
+}
+
+static void find_float_terms(const work *w, const float *x)
+{
+    bitm_backend *backend = w->backend;
+    const bitm_file_config *config = backend->network->config;
+    const bitm_layer *layer = w->layer;
+    uint32_t n_tokens = w->spans->first[w->spans->n];
+    if (config->score_rank > 0) {
+        const bitm_linear *linears[] = {&layer->query_p, &layer->query_m, &layer->key_p,
+                                        &layer->key_m};
+        bitm_backend_linears(backend, 4, linears, x, n_tokens, w->spans,
+                             backend->attention.low_rank);
+    }
+    if (config->value_term)
+        bitm_backend_linear(backend, &layer->value_term, x, n_tokens, w->spans,
+                            backend->attention.value_term);
+}
+
+void bitm_backend_attention(bitm_backend *backend, const bitm_layer *layer, const bitm_spans *spans,
+                            const float *x, float *query, float *key, float *value, float *context)
+{
+    const bitm_file_quantizer *of_value = layer->quantize_value;
+    const bitm_file_quantizer *of_probabilities = layer->quantize_probabilities;
+    uint32_t n_tasks = spans->n * backend->network->config->n_heads;
+    work w = {.backend = backend,
+              .layer = layer,
+              .spans = spans,
+              .operands = {query, key, value},
+              .integer_scores = layer->quantize_query != NULL && layer->quantize_key != NULL,
+              .integer_context = of_probabilities != NULL && of_value != NULL &&
+                                 of_value->scope != BITM_SCOPE_TOKEN,
+              .context = context};
+    if (is_plain(backend->network, layer)) {
+        bitm_pool_run(&backend->pool, n_tasks, plain_task, &w);
+        return;
+    }
+    quantize_operand(&w, QUERY, layer->quantize_query, query);
+    quantize_operand(&w, KEY, layer->quantize_key, key);
+    quantize_operand(&w, VALUE, of_value, value);
+    find_float_terms(&w, x);
+    if (of_probabilities != NULL && of_probabilities->scope != BITM_SCOPE_STATIC) {
+        bitm_pool_run(&backend->pool, n_tasks, extremes_task, &w);
+        if (of_probabilities->scope == BITM_SCOPE_SEQUENCE) join_heads(&w);
+    }
+    bitm_pool_run(&backend->pool, n_tasks, general_task, &w);
+}

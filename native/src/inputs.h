@@ -1,0 +1,41 @@
+/* The inputs of linears: from floats to what the kernels multiply. */
+#ifndef BITM_INPUTS_H
+#define BITM_INPUTS_H
+
+#include "backend.h"
+
+/* The inputs of one branch, made: pointers into the backend's buffers, or to the floats given. */
+typedef struct bitm_inputs {
+    bitm_input_form form;
+    const void *data;
+    const float *token_step, *token_sum, *token_base;
+    const int32_t *code_sum;
+    uint32_t n_planes;
+    const int32_t *plane_weights;
+} bitm_inputs;
+
+/* The form that the inputs of a branch take. */
+bitm_input_form bitm_inputs_form(bitm_activations activations, const bitm_branch *branch);
+
+/* Planes of a quantizer's codes, and the weight of each: code = sum of weights[p] * bit p. */
+uint32_t bitm_quantizer_planes(const bitm_file_quantizer *quantizer, const int32_t **weights);
+
+/* The quantization of a quantizer from the extremes of its scope (unused where it is static), and
+ * the value of a code: *step * code + *base. */
+bitm_quantization bitm_quantizer_begin(const bitm_file_quantizer *quantizer, const float *shift);
+void bitm_quantizer_finish(const bitm_file_quantizer *quantizer, const float extremes[2],
+                           bitm_quantization *quantization, float *step, float *base);
+
+/* Quantizes x [n_tokens, n] of the backend's sequences: codes [n_tokens, n], step and base
+ * [n_tokens]. */
+void bitm_quantize_tokens(bitm_backend *backend, const bitm_file_quantizer *quantizer,
+                          const float *x, uint32_t n_tokens, uint32_t n, const bitm_spans *spans,
+                          int16_t *codes, float *step, float *base);
+
+/* Makes the inputs x [n_tokens, n] of a branch, unless *inputs has been made of the same x in the
+ * same way (`last`: the branch that it was made for, NULL at first). */
+void bitm_inputs_make(bitm_backend *backend, const bitm_branch *branch, const bitm_branch *last,
+                      const float *x, uint32_t n_tokens, uint32_t n, const bitm_spans *spans,
+                      bitm_inputs *inputs);
+
+#endif
