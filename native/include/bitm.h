@@ -178,7 +178,8 @@ typedef struct bitm_kernel {
     const char *op;      /* "gemm_w1a8" */
     const char *variant; /* "scalar" */
     uint32_t available;  /* 1 when this CPU and operating system can run it */
-    uint32_t chosen;     /* 1 when the model uses it */
+    uint32_t chosen;     /* 1 when a model takes it for its op */
+    uint32_t modes;      /* bit (1 << bitm_activations) for each mode in which the model runs it */
 } bitm_kernel;
 
 /* Lists every kernel of the library, best first within an op, and returns how many there are;

@@ -16,6 +16,37 @@ static bool is_plain(const bitm_network *network, const bitm_layer *layer)
            network->config->score_rank == 0 && network->config->value_term == 0;
 }
 
+static bool has_integer_scores(const bitm_layer *layer)
+{
+    return layer->quantize_query != NULL && layer->quantize_key != NULL;
+}
+
+/* Values of one step for each sequence, so that the step can be taken out of the sum. */
+static bool has_integer_context(const bitm_layer *layer)
+{
+    return layer->quantize_probabilities != NULL && layer->quantize_value != NULL &&
+           layer->quantize_value->scope != BITM_SCOPE_TOKEN;
+}
+
+#define OP(op) (UINT64_C(1) << BITM_OP_##op)
+
+uint64_t bitm_attention_ops(const bitm_network *network, const bitm_layer *layer)
+{
+    if (is_plain(network, layer)) return OP(attention);
+    const bitm_file_quantizer *quantizers[] = {layer->quantize_query, layer->quantize_key,
+                                               layer->quantize_value,
+                                               layer->quantize_probabilities};
+    uint64_t ops = has_integer_scores(layer) ? OP(dot_planes) | OP(pack_planes) : OP(gemm_f32);
+    if (has_integer_context(layer)) ops |= OP(dot_planes) | OP(pack_planes);
+    if (network->config->attention_normalizer == BITM_NORMALIZER_SOFTMAX) ops |= OP(exp_sum);
+    for (size_t i = 0; i < sizeof quantizers / sizeof quantizers[0]; i++) {
+        if (quantizers[i] == NULL) continue;
+        ops |= OP(quantize);
+        if (quantizers[i]->scope != BITM_SCOPE_STATIC) ops |= OP(extremes);
+    }
+    return ops;
+}
+
 static uint32_t n_planes(const bitm_file_quantizer *quantizer)
 {
     const int32_t *weights;
@@ -449,9 +480,8 @@ void bitm_backend_attention(bitm_backend *backend, const bitm_layer *layer, cons
               .layer = layer,
               .spans = spans,
               .operands = {query, key, value},
-              .integer_scores = layer->quantize_query != NULL && layer->quantize_key != NULL,
-              .integer_context = of_probabilities != NULL && of_value != NULL &&
-                                 of_value->scope != BITM_SCOPE_TOKEN,
+              .integer_scores = has_integer_scores(layer),
+              .integer_context = has_integer_context(layer),
               .context = context};
     if (is_plain(backend->network, layer)) {
         bitm_pool_run(&backend->pool, n_tasks, plain_task, &w);

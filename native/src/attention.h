@@ -7,4 +7,7 @@
 /* Takes attention's buffers from the arena (measuring, or placing). */
 void bitm_attention_layout(bitm_backend *backend, bitm_arena *arena);
 
+/* The ops of a layer's attention: bit i for bitm_op i. */
+uint64_t bitm_attention_ops(const bitm_network *network, const bitm_layer *layer);
+
 #endif

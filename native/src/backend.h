@@ -91,7 +91,7 @@ void bitm_backend_add_norm(bitm_backend *backend, const float *x, const float *r
 void bitm_backend_activate(bitm_backend *backend, uint32_t activation, uint32_t n_tokens,
                            uint32_t n, float *x);
 
-/* The products that a network runs with these activations: bit i for bitm_op i. */
-uint64_t bitm_backend_products(const bitm_network *network, bitm_activations activations);
+/* The ops that a network runs with these activations: bit i for bitm_op i. */
+uint64_t bitm_backend_ops(const bitm_network *network, bitm_activations activations);
 
 #endif

@@ -153,17 +153,35 @@ static bitm_gemm_fn *product_kernel(const bitm_kernel_table *kernels, bitm_op op
     }
 }
 
-uint64_t bitm_backend_products(const bitm_network *network, bitm_activations activations)
+#define OP(op) (UINT64_C(1) << BITM_OP_##op)
+
+/* The ops that make the inputs of a branch, and its product. */
+static uint64_t branch_ops(const bitm_branch *branch, bitm_activations activations)
 {
-    uint64_t ops = 0;
+    bitm_input_form form = bitm_inputs_form(activations, branch);
+    uint64_t ops = UINT64_C(1) << product_op(branch->weight.tensor->dtype, form);
+    if (branch->rms_gain != NULL) ops |= OP(rms_norm);
+    if (branch->quantizer == NULL)
+        return ops | (form == BITM_INPUT_I8 ? OP(quantize_i8) : 0) |
+               (form == BITM_INPUT_I16 ? OP(quantize_i16) : 0);
+    if (branch->quantizer->scope != BITM_SCOPE_STATIC) ops |= OP(extremes);
+    if (form == BITM_INPUT_SIGN) ops |= OP(pack_sign);
+    if (form == BITM_INPUT_PLANES) ops |= OP(pack_planes);
+    return ops | OP(quantize);
+}
+
+uint64_t bitm_backend_ops(const bitm_network *network, bitm_activations activations)
+{
+    const bitm_file_config *config = network->config;
+    uint64_t ops = OP(add_norm);
     const bitm_linear *linear;
-    for (uint32_t i = 0; (linear = bitm_network_linear(network, i)) != NULL; i++) {
-        for (uint32_t k = 0; k < linear->n_branches; k++) {
-            const bitm_branch *branch = &linear->branches[k];
-            bitm_input_form form = bitm_inputs_form(activations, branch);
-            ops |= UINT64_C(1) << product_op(branch->weight.tensor->dtype, form);
-        }
-    }
+    for (uint32_t i = 0; (linear = bitm_network_linear(network, i)) != NULL; i++)
+        for (uint32_t k = 0; k < linear->n_branches; k++)
+            ops |= branch_ops(&linear->branches[k], activations);
+    for (uint32_t n = 0; n < config->n_layers; n++)
+        ops |= bitm_attention_ops(network, &network->layers[n]) | OP(activate);
+    if (config->head == BITM_HEAD_MASKED_LM || config->head == BITM_HEAD_MASKED_LM_NEXT_SENTENCE)
+        ops |= OP(activate) | OP(exp_sum);
     return ops;
 }
 

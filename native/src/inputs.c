@@ -64,7 +64,8 @@ bitm_input_form bitm_inputs_form(bitm_activations activations, const bitm_branch
 bitm_quantization bitm_quantizer_begin(const bitm_file_quantizer *quantizer, const float *shift)
 {
     return (bitm_quantization){.shift = shift,
-                               .sign = quantizer->kind == BITM_QUANTIZER_SIGN,
+                               .sign = quantizer->kind == BITM_QUANTIZER_SIGN ||
+                                       quantizer->kind == BITM_QUANTIZER_BOOL,
                                .clips = (quantizer->flags & BITM_QUANTIZER_CLIP) != 0,
                                .clip_lo = quantizer->clip_lo,
                                .clip_hi = quantizer->clip_hi,

@@ -259,11 +259,14 @@ uint32_t bitm_model_next_metadata(const bitm_model *model, bitm_metadata *entry)
 size_t bitm_kernels(const bitm_model *model, bitm_kernel *kernels, size_t capacity)
 {
     bitm_kernel_table table;
-    if (model != NULL)
-        table = model->kernels;
-    else
+    if (model == NULL) {
         (void)bitm_kernels_select(&table, NULL, NULL); /* nothing forced: cannot fail */
-    return bitm_kernels_list(&table, kernels, capacity);
+        return bitm_kernels_list(&table, NULL, kernels, capacity);
+    }
+    uint64_t ops[BITM_ACTIVATIONS_FLOAT32 + 1] = {0};
+    for (int mode = BITM_ACTIVATIONS_INT8; mode <= BITM_ACTIVATIONS_FLOAT32; mode++)
+        ops[mode] = bitm_backend_ops(&model->network, (bitm_activations)mode);
+    return bitm_kernels_list(&model->kernels, ops, kernels, capacity);
 }
 
 /* ---- Text ---- */

@@ -118,8 +118,8 @@ class Library:
             found[key] = ffi.buffer(entry.value, entry.n_value_bytes)[:].decode()
         return found
 
-    def kernels(self) -> list[dict[str, object]]:
-        """Returns every kernel of the library: op, variant, available here, chosen."""
+    def kernels(self) -> list[dict[str, Any]]:
+        """Returns every kernel of the library: op, variant, available here, chosen, modes."""
         return list(_list_kernels(self.handle))
 
     def tokenize(self, text: str) -> Int32s:
@@ -157,7 +157,7 @@ def _path_bytes(path: str) -> bytes:
     return path.encode() if sys.platform == "win32" else path.encode(errors="surrogateescape")
 
 
-def _list_kernels(handle: Any) -> Iterator[dict[str, object]]:
+def _list_kernels(handle: Any) -> Iterator[dict[str, Any]]:
     n = lib.bitm_kernels(handle, ffi.NULL, 0)
     kernels = ffi.new("bitm_kernel[]", n)
     lib.bitm_kernels(handle, kernels, n)
@@ -167,10 +167,11 @@ def _list_kernels(handle: Any) -> Iterator[dict[str, object]]:
             "variant": _string(kernel.variant),
             "available": bool(kernel.available),
             "chosen": bool(kernel.chosen),
+            "modes": [name for name, mode in ACTIVATIONS.items() if kernel.modes >> mode & 1],
         }
 
 
-def default_kernels() -> list[dict[str, object]]:
+def default_kernels() -> list[dict[str, Any]]:
     """Returns the kernels of the library, with those that a model takes by default."""
     return list(_list_kernels(ffi.NULL))
 

@@ -167,13 +167,15 @@ class Model:
     def info(self) -> dict[str, Any]:
         """What is in the file and what runs it.
 
-        Sizes are in bytes; `kernels` maps each operation to the variant chosen for this machine.
+        Sizes are in bytes; `kernels` maps each operation that the model runs to the variant chosen
+        for this machine.
         """
+        mode = "int8" if self._activations == "auto" else self._activations
         with self._use() as library:
             chosen = {
-                str(kernel["op"]): str(kernel["variant"])
+                kernel["op"]: kernel["variant"]
                 for kernel in library.kernels()
-                if kernel["chosen"]
+                if mode in kernel["modes"]
             }
             length = min(128, library.properties["max_positions"])
             memory = Session.memory(library, 1, length, self._threads, self._activations)
@@ -181,7 +183,7 @@ class Model:
                 "path": self._arguments[0],
                 **library.properties,
                 "session_bytes_1x128": memory,
-                "activations": "int8" if self._activations == "auto" else self._activations,
+                "activations": mode,
                 "device": "cpu",
                 "threads": self._threads or self._default_threads(),
                 "kernels": chosen,
@@ -249,7 +251,10 @@ class Model:
             target_ids = None if targets is None else self._target_ids(library, targets)
             most = library.properties["vocab_size"] if target_ids is None else len(target_ids)
             encoded = [library.tokenize(text) for text in texts]
-            masks = [self._mask_positions(ids, i, library) for i, ids in enumerate(encoded)]
+            names = [f"text {i}" for i in range(len(texts))] if len(texts) > 1 else ["the text"]
+            masks = [
+                self._mask_positions(ids, name, library) for ids, name in zip(encoded, names)
+            ]
             input_ids, attention_mask = _pad(encoded, 0), _pad([ids * 0 + 1 for ids in encoded], 0)
             with self._session(*input_ids.shape) as session:
                 best = session.top_k(
@@ -261,10 +266,10 @@ class Model:
             ]
 
     @staticmethod
-    def _mask_positions(ids: Int32s, number: int, library: Library) -> Int32s:
+    def _mask_positions(ids: Int32s, name: str, library: Library) -> Int32s:
         positions = np.flatnonzero(ids == library.properties["mask_id"]).astype(np.int32)
         if len(positions) == 0:
-            raise InputError(f"text {number} has no mask token", 61, "NO_MASK")
+            raise InputError(f"{name} has no mask token", 61, "NO_MASK")
         return positions
 
     @staticmethod
@@ -297,7 +302,9 @@ class Model:
         for target in [targets] if isinstance(targets, str) else targets:
             token = library.token_id(target)
             if token < 0:
-                pieces = library.tokenize(target)[1:-1]
+                ids = library.tokenize(target)
+                special = [library.properties["cls_id"], library.properties["sep_id"]]
+                pieces = ids[special[0] >= 0 : len(ids) - (special[1] >= 0)]
                 if len(pieces) == 0:
                     warnings.warn(f"target {target!r} has no token: left out", stacklevel=4)
                     continue

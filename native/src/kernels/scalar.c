@@ -389,7 +389,7 @@ int32_t bitm_quantize__scalar(const bitm_quantization *q, const float *x, uint32
     for (uint32_t i = 0; i < n; i++) {
         float z = shifted(q, x, i);
         if (q->sign) {
-            codes[i] = (int16_t)((z > 0.0F) - (z < 0.0F));
+            codes[i] = (int16_t)((z > 0.0F) - (z < 0.0F && q->lo < 0.0F));
         } else {
             float code = (z - q->base) / q->divisor * q->factor;
             code = code > q->lo ? code : q->lo; /* also where it is not a number */

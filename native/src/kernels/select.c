@@ -88,14 +88,28 @@ bitm_status bitm_kernels_select(bitm_kernel_table *table, const char *forced, bi
     return BITM_OK;
 }
 
-size_t bitm_kernels_list(const bitm_kernel_table *table, bitm_kernel *kernels, size_t capacity)
+/* The modes whose ops contain one. */
+static uint32_t modes_with(const uint64_t *ops_of_mode, bitm_op op)
 {
-    for (size_t i = 0; i < N_ENTRIES && i < capacity; i++)
+    uint32_t modes = 0;
+    for (uint32_t mode = BITM_ACTIVATIONS_INT8;
+         ops_of_mode != NULL && mode <= BITM_ACTIVATIONS_FLOAT32; mode++)
+        if (ops_of_mode[mode] >> op & 1) modes |= 1U << mode;
+    return modes;
+}
+
+size_t bitm_kernels_list(const bitm_kernel_table *table, const uint64_t *ops_of_mode,
+                         bitm_kernel *kernels, size_t capacity)
+{
+    for (size_t i = 0; i < N_ENTRIES && i < capacity; i++) {
+        bool is_chosen = chosen(table, entries[i].op) == entries[i].function;
         kernels[i] = (bitm_kernel){
             .op = op_names[entries[i].op],
             .variant = entries[i].variant,
             .available = bitm_cpu_has(entries[i].tier),
-            .chosen = chosen(table, entries[i].op) == entries[i].function,
+            .chosen = is_chosen,
+            .modes = is_chosen ? modes_with(ops_of_mode, entries[i].op) : 0,
         };
+    }
     return N_ENTRIES;
 }

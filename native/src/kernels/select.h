@@ -10,7 +10,9 @@
  * that this machine cannot run is BITM_UNSUPPORTED. */
 bitm_status bitm_kernels_select(bitm_kernel_table *table, const char *forced, bitm_error *err);
 
-/* Lists kernels as bitm_kernels of bitm.h does, `chosen` by the table. */
-size_t bitm_kernels_list(const bitm_kernel_table *table, bitm_kernel *kernels, size_t capacity);
+/* Lists kernels as bitm_kernels of bitm.h does: `chosen` by the table, `modes` by the ops of each
+ * bitm_activations (NULL: none). */
+size_t bitm_kernels_list(const bitm_kernel_table *table, const uint64_t *ops_of_mode,
+                         bitm_kernel *kernels, size_t capacity);
 
 #endif
