@@ -151,10 +151,10 @@ static bitm_status write_text(bitm_writer *w, const bench *b, bitm_error *err)
     bitm_write_text(w, arguments->model, strlen(arguments->model), SIZE_MAX, 0);
     bitm_write(w, "\n%-12s %u x %u tokens, %u runs\n", "input", arguments->batch, b->length,
                arguments->repeat);
-    bitm_write(w, "%-12s %s\n", "activations", bitm_tool_activations(arguments->activations));
+    bitm_write(w, "%-12s %s\n", "activations", bitm_tool_mode_name(bitm_tool_mode(arguments)));
     bitm_write(w, "%-12s %u\n", "threads", bitm_session_threads(b->session));
     bitm_write(w, "%-12s ", "kernels");
-    BITM_TOOL_TRY(bitm_tool_write_kernels(w, b->model, false, err));
+    BITM_TOOL_TRY(bitm_tool_write_kernels(w, b->model, arguments, err));
     bitm_write(w, "\n\n%-40s %10s %10s %10s %10s\n", "", "median ms", "min ms", "max ms",
                "tokens/s");
     for (size_t i = 0; i < b->n_subjects; i++) {
@@ -200,9 +200,9 @@ static bitm_status write_json(bitm_writer *w, const bench *b, bitm_error *err)
         bitm_json_integer(w, numbers[i].value);
     }
     bitm_json_key(w, "activations");
-    bitm_json_string(w, bitm_tool_activations(arguments->activations));
+    bitm_json_string(w, bitm_tool_mode_name(bitm_tool_mode(arguments)));
     bitm_json_key(w, "kernels");
-    BITM_TOOL_TRY(bitm_tool_write_kernels(w, b->model, true, err));
+    BITM_TOOL_TRY(bitm_tool_write_kernels(w, b->model, arguments, err));
     bitm_json_key(w, "runs");
     bitm_json_open(w, '[');
     for (size_t i = 0; i < b->n_subjects; i++)

@@ -70,7 +70,8 @@ static bitm_status find_target(const bitm_model *model, const bitm_model_propert
     if (*id >= 0) return BITM_OK;
     bitm_status status = allocate_ids(&piece.ids, n_bytes + 2, err);
     if (status == BITM_OK)
-        status = bitm_tokenize(model, word, n_bytes, piece.ids, n_bytes + 2, &piece.n_ids, err);
+        status =
+            bitm_tokenize(model, word, n_bytes, piece.ids, NULL, n_bytes + 2, &piece.n_ids, err);
     char warning[256];
     if (status == BITM_OK && piece.n_ids > n_special) {
         *id = piece.ids[first];
@@ -119,7 +120,8 @@ static bitm_status predict(filler *f, const char *text, size_t n_bytes, filling 
     BITM_TOOL_TRY(allocate_ids(&t->ids, n_bytes + 2, err)); /* a token takes a byte or more */
     BITM_TOOL_TRY(allocate_ids(&t->masks, n_bytes + 2, err));
     BITM_TOOL_TRY(allocate_ids(&t->filled, n_bytes + 2, err));
-    BITM_TOOL_TRY(bitm_tokenize(f->model, text, n_bytes, t->ids, n_bytes + 2, &t->n_ids, err));
+    BITM_TOOL_TRY(
+        bitm_tokenize(f->model, text, n_bytes, t->ids, NULL, n_bytes + 2, &t->n_ids, err));
     for (size_t i = 0; i < t->n_ids; i++)
         if (t->ids[i] == p->mask_id) t->masks[t->n_masks++] = (int32_t)i;
     if (t->n_masks == 0) return bitm_tool_fail(err, BITM_NO_MASK, "the text has no mask token");
@@ -202,32 +204,42 @@ static bitm_status write_predictions(const filler *f, filling *t, bitm_error *er
 
 /* ---- Texts ---- */
 
-/* Fills the masks of one text and prints the predictions, or adds them to the JSON document. */
+/* Prints the predictions of a text, or adds them to the JSON document. */
+static bitm_status write_text(const filler *f, const char *text, size_t n_bytes, filling *t,
+                              bitm_error *err)
+{
+    bitm_writer *w = f->w;
+    if (f->arguments->json) {
+        bitm_json_open(w, '{');
+        bitm_json_key(w, "text");
+        bitm_json_text(w, text, n_bytes);
+        bitm_json_key(w, "masks");
+        bitm_json_open(w, '[');
+        BITM_TOOL_TRY(write_predictions(f, t, err));
+        bitm_json_close(w, ']');
+        bitm_json_close(w, '}');
+        return BITM_OK;
+    }
+    if (f->has_headers) {
+        bitm_write(w, f->n_texts > 0 ? "\n" : "");
+        bitm_write_text(w, text, n_bytes, SIZE_MAX, 0);
+        bitm_write(w, "\n");
+    }
+    BITM_TOOL_TRY(write_predictions(f, t, err));
+    return bitm_writer_flush(w, err);
+}
+
 static bitm_status fill_text(filler *f, const char *text, size_t n_bytes, bitm_error *err)
 {
     filling t = {0};
-    bitm_writer *w = f->w;
-    bitm_status status = predict(f, text, n_bytes, &t, err);
-    if (status == BITM_OK) {
-        if (f->arguments->json) {
-            bitm_json_open(w, '{');
-            bitm_json_key(w, "text");
-            bitm_json_text(w, text, n_bytes);
-            bitm_json_key(w, "masks");
-            bitm_json_open(w, '[');
-        } else if (f->has_headers) {
-            if (f->n_texts > 0) bitm_write(w, "\n");
-            bitm_write_text(w, text, n_bytes, SIZE_MAX, 0);
-            bitm_write(w, "\n");
-        }
-        status = write_predictions(f, &t, err);
-    }
-    if (status == BITM_OK && f->arguments->json) {
-        bitm_json_close(w, ']');
-        bitm_json_close(w, '}');
-    } else if (status == BITM_OK) {
-        status = bitm_writer_flush(w, err);
-    }
+    bitm_error reason = {0};
+    bitm_status status = predict(f, text, n_bytes, &t, &reason);
+    if (status == BITM_OK)
+        status = write_text(f, text, n_bytes, &t, err);
+    else if (f->has_headers)
+        (void)bitm_tool_fail(err, status, "text %zu: %s", f->n_texts + 1, reason.message);
+    else
+        *err = reason;
     f->n_texts++;
     free(t.ids);
     free(t.masks);

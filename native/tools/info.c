@@ -31,23 +31,23 @@ static const char *problem_name(uint32_t problem)
 
 /* A model with the answers that properties do not hold. */
 typedef struct facts {
+    const bitm_arguments *arguments;
     bitm_model *model;
     bitm_model_properties properties;
-    const char *activations;
     uint32_t session_length;
     size_t session_bytes;
     uint32_t n_threads;
 } facts;
 
-static bitm_status gather(const bitm_arguments *arguments, facts *f, bitm_error *err)
+static bitm_status gather(facts *f, bitm_error *err)
 {
+    const bitm_arguments *arguments = f->arguments;
     BITM_TOOL_TRY(bitm_tool_open(arguments, &f->model, &f->properties, err));
     uint32_t most = f->properties.max_positions;
     f->session_length = most < 128 ? most : 128;
     bitm_session_options options = bitm_tool_session_options(arguments, 1, f->session_length);
     BITM_TOOL_TRY(bitm_session_bytes(f->model, &options, &f->session_bytes, err));
     BITM_TOOL_TRY(bitm_tool_threads(f->model, arguments, &f->n_threads, err));
-    f->activations = bitm_tool_activations(arguments->activations);
     return BITM_OK;
 }
 
@@ -125,7 +125,7 @@ static void write_metadata(bitm_writer *w, const bitm_model *model)
 static bitm_status write_runtime(bitm_writer *w, const facts *f, bitm_error *err)
 {
     write_row(w, "activations");
-    bitm_write(w, "%s%s\n", f->activations,
+    bitm_write(w, "%s%s\n", bitm_tool_mode_name(bitm_tool_mode(f->arguments)),
                f->properties.quantizes_activations != 0 ? " where the file defines none" : "");
     write_row(w, "device");
     bitm_write(w, "cpu\n");
@@ -138,15 +138,16 @@ static bitm_status write_runtime(bitm_writer *w, const facts *f, bitm_error *err
     bitm_write_size(w, f->session_bytes);
     bitm_write(w, " for 1 x %u tokens\n", f->session_length);
     write_row(w, "kernels");
-    BITM_TOOL_TRY(bitm_tool_write_kernels(w, f->model, false, err));
+    BITM_TOOL_TRY(bitm_tool_write_kernels(w, f->model, f->arguments, err));
     bitm_write(w, "\n");
     write_row(w, "bitm");
     bitm_write(w, "%s\n", bitm_version());
     return BITM_OK;
 }
 
-static bitm_status write_text(bitm_writer *w, const char *path, const facts *f, bitm_error *err)
+static bitm_status write_text(bitm_writer *w, const facts *f, bitm_error *err)
 {
+    const char *path = f->arguments->model;
     const bitm_model_properties *p = &f->properties;
     write_row(w, "file");
     bitm_write_text(w, path, strlen(path), SIZE_MAX, 0);
@@ -215,23 +216,23 @@ static void write_json_properties(bitm_writer *w, const bitm_model_properties *p
     }
 }
 
-static bitm_status write_json(bitm_writer *w, const char *path, const facts *f, bitm_error *err)
+static bitm_status write_json(bitm_writer *w, const facts *f, bitm_error *err)
 {
     bitm_metadata entry = {0};
     bitm_json_open(w, '{');
     bitm_json_key(w, "path");
-    bitm_json_string(w, path);
+    bitm_json_string(w, f->arguments->model);
     write_json_properties(w, &f->properties);
     bitm_json_key(w, "session_bytes_1x128");
     bitm_json_integer(w, (int64_t)f->session_bytes);
     bitm_json_key(w, "activations");
-    bitm_json_string(w, f->activations);
+    bitm_json_string(w, bitm_tool_mode_name(bitm_tool_mode(f->arguments)));
     bitm_json_key(w, "device");
     bitm_json_string(w, "cpu");
     bitm_json_key(w, "threads");
     bitm_json_integer(w, f->n_threads);
     bitm_json_key(w, "kernels");
-    BITM_TOOL_TRY(bitm_tool_write_kernels(w, f->model, true, err));
+    BITM_TOOL_TRY(bitm_tool_write_kernels(w, f->model, f->arguments, err));
     bitm_json_key(w, "metadata");
     bitm_json_open(w, '{');
     while (bitm_model_next_metadata(f->model, &entry)) {
@@ -250,11 +251,10 @@ static bitm_status write_json(bitm_writer *w, const char *path, const facts *f, 
 
 static bitm_status run_info(const bitm_arguments *arguments, bitm_writer *w, bitm_error *err)
 {
-    facts f = {0};
-    bitm_status status = gather(arguments, &f, err);
+    facts f = {.arguments = arguments};
+    bitm_status status = gather(&f, err);
     if (status == BITM_OK)
-        status = arguments->json ? write_json(w, arguments->model, &f, err)
-                                 : write_text(w, arguments->model, &f, err);
+        status = arguments->json ? write_json(w, &f, err) : write_text(w, &f, err);
     bitm_model_close(f.model);
     return status;
 }
@@ -277,11 +277,28 @@ const bitm_command bitm_command_info = {
 
 /* ---- kernels ---- */
 
+/* The arithmetics of activations with which the model runs the kernel. */
+static void write_modes(bitm_writer *w, const bitm_kernel *kernel, bool json)
+{
+    const char *comma = "";
+    for (uint32_t mode = BITM_ACTIVATIONS_INT8; mode <= BITM_ACTIVATIONS_FLOAT32; mode++) {
+        if ((kernel->modes >> mode & 1) == 0) continue;
+        if (json)
+            bitm_json_string(w, bitm_tool_mode_name(mode));
+        else
+            bitm_write(w, "%s%s", comma, bitm_tool_mode_name(mode));
+        comma = ",";
+    }
+    if (!json && kernel->modes == 0) bitm_write(w, "-");
+}
+
 static void write_kernel(bitm_writer *w, const bitm_kernel *kernel, bool json)
 {
     if (!json) {
-        bitm_write(w, "%-16s %-16s %-10s %s\n", kernel->op, kernel->variant,
+        bitm_write(w, "%-16s %-16s %-10s %-7s ", kernel->op, kernel->variant,
                    kernel->available != 0 ? "yes" : "no", kernel->chosen != 0 ? "yes" : "no");
+        write_modes(w, kernel, json);
+        bitm_write(w, "\n");
         return;
     }
     bitm_json_open(w, '{');
@@ -293,6 +310,10 @@ static void write_kernel(bitm_writer *w, const bitm_kernel *kernel, bool json)
     bitm_json_bool(w, kernel->available != 0);
     bitm_json_key(w, "chosen");
     bitm_json_bool(w, kernel->chosen != 0);
+    bitm_json_key(w, "modes");
+    bitm_json_open(w, '[');
+    write_modes(w, kernel, json);
+    bitm_json_close(w, ']');
     bitm_json_close(w, '}');
 }
 
@@ -303,7 +324,8 @@ static void write_kernel_list(bitm_writer *w, const bitm_kernel *kernels, size_t
         bitm_json_key(w, "kernels");
         bitm_json_open(w, '[');
     } else {
-        bitm_write(w, "%-16s %-16s %-10s %s\n", "op", "variant", "available", "chosen");
+        bitm_write(w, "%-16s %-16s %-10s %-7s %s\n", "op", "variant", "available", "chosen",
+                   "runs with activations");
     }
     for (size_t i = 0; i < n; i++)
         write_kernel(w, &kernels[i], json);
@@ -335,7 +357,8 @@ const bitm_command bitm_command_kernels = {
         "usage: bitm kernels [model.bitm] [options]\n"
         "\n"
         "Lists the kernels, best first within an operation: whether this machine can run them,\n"
-        "and whether the model uses them (without a model: whether one would by default).\n"
+        "whether they are chosen for their operation, and with which arithmetic of activations\n"
+        "the model runs them.\n"
         "\n"
         "options:\n"
         "  --kernels OP=VARIANT,...\n"

@@ -20,14 +20,16 @@ from tokenizers import normalizers, pre_tokenizers
 HEADER = Path(__file__).resolve().parent.parent / "src" / "unicode_tables.h"
 
 # A byte of traits per code point: bits 0-2 its kind, in the order of bitm_char_kind in text.h; then
-# two flags; bits 5-7 its place among the combining marks that strip_accents leaves (0: no mark).
+# two flags; bits 5-7 the rank of its class among those of the combining marks that strip_accents
+# leaves (0: no mark).  A mark that is dropped has no flags: bits 3-7 are its place between ranks.
 KINDS = ("PLAIN", "REMOVED", "SPACE", "PUNCTUATION", "CJK", "MARK", "MARK_STARTER")
 PLAIN, REMOVED, SPACE, PUNCTUATION, CJK, MARK, MARK_STARTER = range(len(KINDS))
 KIND_MASK = 0x07
 DECOMPOSES = 0x08
 HAS_LOWERCASE = 0x10
-ORDER_SHIFT = 5
-MAX_ORDER = 7
+RANK_SHIFT = 5
+MAX_RANK = 7
+PLACE_SHIFT = 3
 
 BLOCK_SHIFT = 7
 LAST_OF_DECOMPOSITION = 0x80000000
@@ -123,8 +125,22 @@ def probe_order(stripped: dict[int, str]) -> dict[int, int]:
     ]
     n_before = {a: sum(strip(a + b) == b + a for b in marks if b != a) for a in marks}
     ranks = {n: rank for rank, n in enumerate(sorted(set(n_before.values())), start=1)}
-    assert len(ranks) <= MAX_ORDER, f"{len(ranks)} combining classes do not fit"
+    assert len(ranks) <= MAX_RANK, f"{len(ranks)} combining classes do not fit"
     return {ord(mark): ranks[n] for mark, n in n_before.items()}
+
+
+def probe_places(kinds: dict[int, int], order: dict[int, int]) -> dict[int, int]:
+    """Return for each mark that is dropped twice the rank of its class, as a mark that is kept has
+    it; an odd number, between its neighbours', where no such mark is of that class."""
+    decompose = normalizers.NFD().normalize_str
+    of_rank = {rank: chr(c) for c, rank in order.items()}
+    places = {}
+    for c in (c for c, kind in kinds.items() if kind == MARK):
+        before = sum(decompose(chr(c) + kept)[0] == kept for kept in of_rank.values())
+        after = sum(decompose(kept + chr(c))[0] != kept for kept in of_rank.values())
+        is_between = before + after == len(of_rank)
+        places[c] = 2 * before + (1 if is_between else 2)
+    return places
 
 
 def check_assumptions(
@@ -141,6 +157,9 @@ def check_assumptions(
             assert part not in stripped, f"U+{c:04X}: the decomposition is not complete"
             assert i > 0 or part not in order, f"U+{c:04X}: the decomposition begins with a mark"
             assert kinds.get(part, PLAIN) in (PLAIN, PUNCTUATION, CJK), f"U+{c:04X}: {part:04X}"
+    for c in (c for c, kind in kinds.items() if kind == MARK):
+        assert c not in lowered, f"U+{c:04X}: a dropped mark with lower case"
+        assert stripped[c] == "", f"U+{c:04X}: a dropped mark that leaves something"
     for c in order:
         assert kinds.get(c, PLAIN) in (PLAIN, REMOVED), f"U+{c:04X}: a mark that splits words"
     for c, result in lowered.items():
@@ -203,6 +222,7 @@ def make_header() -> str:
     lowered = changes(bert_normalizer(lowercase=True))
     order = probe_order(stripped)
     kinds = probe_kinds(stripped, order)
+    places = probe_places(kinds, order)
     # What cleaning has taken away or made a space never reaches the later steps.
     stripped = {c: s for c, s in stripped.items() if kinds.get(c) not in (REMOVED, SPACE)}
     check_assumptions(kinds, order, stripped, lowered)
@@ -213,7 +233,8 @@ def make_header() -> str:
             kinds.get(c, PLAIN)
             | (DECOMPOSES if stripped.get(c, "") != "" else 0)
             | (HAS_LOWERCASE if c in lowered else 0)
-            | order.get(c, 0) << ORDER_SHIFT
+            | order.get(c, 0) << RANK_SHIFT
+            | places.get(c, 0) << PLACE_SHIFT
         )
     stage, blocks = two_stages(bytes(traits))
     keys, starts, pool = decomposition_tables(stripped)
@@ -228,11 +249,14 @@ def make_header() -> str:
     parts = [
         HEADER_BEGIN.format(n_bytes=n_bytes),
         "\n".join(kind_checks),
-        "\n/* The byte of traits: kind, flags, order among the marks that strip_accents leaves. */",
+        "\n/* The byte of traits: kind, flags, rank among the marks that strip_accents leaves; of a",
+        " * mark that it drops, kind and place between twice these ranks. */",
         f"#define TRAITS_KIND_MASK {KIND_MASK:#x}u",
         f"#define TRAITS_DECOMPOSES {DECOMPOSES:#x}u",
         f"#define TRAITS_HAS_LOWERCASE {HAS_LOWERCASE:#x}u",
-        f"#define TRAITS_ORDER_SHIFT {ORDER_SHIFT}u",
+        f"#define TRAITS_RANK_SHIFT {RANK_SHIFT}u",
+        f"#define TRAITS_PLACE_SHIFT {PLACE_SHIFT}u",
+        f"#define N_CHAR_ORDERS {2 * max(order.values()) + 2}",
         "\n/* Two stages: traits_in_block[block of code_point >> shift][the low bits]. */",
         f"#define TRAITS_BLOCK_SHIFT {BLOCK_SHIFT}u\n",
         c_array(f"uint8_t traits_block[{len(stage)}]", stage),

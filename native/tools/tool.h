@@ -150,9 +150,6 @@ bitm_session_options bitm_tool_session_options(const bitm_arguments *arguments, 
 bitm_status bitm_tool_threads(const bitm_model *model, const bitm_arguments *arguments,
                               uint32_t *n_threads, bitm_error *err);
 
-/* "int8" for BITM_ACTIVATIONS_INT8, and for what BITM_ACTIVATIONS_AUTO stands for. */
-const char *bitm_tool_activations(uint32_t activations);
-
 bool bitm_tool_is_masked_lm(const bitm_model_properties *properties);
 
 /* Fills ids [n] with the input that `verify` and `bench` run. */
@@ -162,9 +159,15 @@ void bitm_tool_fill_ids(int32_t *ids, size_t n, uint32_t vocab_size);
 bitm_status bitm_tool_list_kernels(const bitm_model *model, bitm_kernel **kernels, size_t *n,
                                    bitm_error *err);
 
-/* Adds the kernels that the model uses, as --kernels takes them or as a JSON object. */
-bitm_status bitm_tool_write_kernels(bitm_writer *w, const bitm_model *model, bool json,
-                                    bitm_error *err);
+/* The arithmetic of activations that the arguments ask for: never BITM_ACTIVATIONS_AUTO. */
+uint32_t bitm_tool_mode(const bitm_arguments *arguments);
+
+/* "int8" for BITM_ACTIVATIONS_INT8. */
+const char *bitm_tool_mode_name(uint32_t mode);
+
+/* Adds the kernels that the model runs, as --kernels takes them or as a JSON object. */
+bitm_status bitm_tool_write_kernels(bitm_writer *w, const bitm_model *model,
+                                    const bitm_arguments *arguments, bitm_error *err);
 
 /* ---- Commands ---- */
 
@@ -177,7 +180,7 @@ extern const bitm_command bitm_command_kernels;
 /* What the help of commands that run a model ends with. */
 #define BITM_HELP_OPTIONS_TO_RUN                                                                   \
     "  --threads N           threads of a run (default: the CPUs that this process may use)\n"     \
-    "  --activations MODE    auto, int8, int16 or float32 (default: auto, which is int8)\n"        \
+    "  --activations MODE    auto, int8, int16 or float32 (default: auto, which is int16)\n"       \
     "  --kernels OP=VARIANT,...\n"                                                                 \
     "                        forces kernels, for measurements; see 'bitm "                         \
     "kernels'\n" BITM_HELP_OPTIONS

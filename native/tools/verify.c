@@ -102,7 +102,7 @@ static void write_json(bitm_writer *w, const bitm_arguments *arguments,
         char hash[9];
         if (!is_wanted(arguments, mode)) continue;
         (void)snprintf(hash, sizeof hash, "%08x", (unsigned)hashes[mode]);
-        bitm_json_key(w, bitm_tool_activations(mode));
+        bitm_json_key(w, bitm_tool_mode_name(mode));
         bitm_json_string(w, hash);
     }
     bitm_json_close(w, '}');
@@ -123,7 +123,7 @@ static void write_text(bitm_writer *w, const bitm_arguments *arguments,
     bitm_write(w, "%-16s %s, from %u tokens\n", "hashed", p->what, p->batch.length);
     for (uint32_t mode = BITM_ACTIVATIONS_INT8; mode <= BITM_ACTIVATIONS_FLOAT32; mode++)
         if (is_wanted(arguments, mode))
-            bitm_write(w, "%-16s %08x\n", bitm_tool_activations(mode), (unsigned)hashes[mode]);
+            bitm_write(w, "%-16s %08x\n", bitm_tool_mode_name(mode), (unsigned)hashes[mode]);
 }
 
 static bitm_status verify(const bitm_model *model, const bitm_model_properties *properties,

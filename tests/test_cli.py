@@ -1,0 +1,540 @@
+"""The two command lines, in C and in Python: the same text, the same exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bitm_formats
+from bitm import Model
+from bitm.cli import printable
+from tiny_models import config, encoder, masked_lm, vector
+
+COMMANDS = ("info", "verify", "fill-mask", "bench", "kernels")
+PYTHON = [sys.executable, "-m", "bitm.cli"]
+# Where this process finds its modules, whatever the folder that a tool is started in.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+
+class Tools:
+    """Both command lines, called with the same words."""
+
+    def __init__(self, bitm_tool: Path) -> None:
+        self.programs = [[str(bitm_tool)], PYTHON]
+
+    def run(
+        self, *words: object, text: bytes = b"", environment: Mapping[str, str] = ENVIRONMENT
+    ) -> list[subprocess.CompletedProcess[bytes]]:
+        """Runs both; they end alike."""
+        done = [
+            subprocess.run(
+                [*program, *(os.fsencode(str(word)) for word in words)],
+                input=text,
+                capture_output=True,
+                timeout=600,
+                env=environment,
+            )
+            for program in self.programs
+        ]
+        assert done[0].returncode == done[1].returncode, (done[0].stderr, done[1].stderr)
+        for result in done:
+            assert b"Traceback" not in result.stderr
+        return done
+
+    def output(self, *words: object, text: bytes = b"", **options: Any) -> str:
+        """The standard output of both, which succeed with the same."""
+        in_c, in_python = self.run(*words, text=text, **options)
+        assert in_c.returncode == 0, in_c.stderr
+        assert in_c.stdout == in_python.stdout
+        return in_c.stdout.decode()
+
+    def document(self, *words: object, text: bytes = b"") -> dict[str, Any]:
+        """The JSON document of both."""
+        in_c, in_python = self.run(*words, "--json", text=text)
+        assert in_c.returncode == 0, in_c.stderr
+        document: dict[str, Any] = json.loads(in_c.stdout)
+        assert document == json.loads(in_python.stdout)
+        return document
+
+    def complaint(self, status: int, *words: object, text: bytes = b"") -> str:
+        """The one line on standard error of both, which fail alike."""
+        in_c, in_python = self.run(*words, text=text)
+        assert in_c.returncode == status, in_c.stderr
+        assert in_c.stdout == in_python.stdout == b""
+        assert in_c.stderr == in_python.stderr
+        assert in_c.stderr.count(b"\n") == 1
+        return in_c.stderr.decode()
+
+
+@pytest.fixture(scope="module")
+def tools(bitm_tool: Path) -> Tools:
+    return Tools(bitm_tool)
+
+
+@pytest.fixture(scope="module")
+def labelled_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A token classifier: many labels, no vocabulary, texts that attack terminals."""
+    rng = np.random.default_rng(3)
+    c = config(head=4, n_labels=20, problem=2, head_activation=0, head_norm_eps=0.0)
+    tensors = encoder(rng, c)
+    tensors["classifier.weight"] = bitm_formats.Tensor.from_float(
+        rng.normal(size=(c.n_labels, c.hidden_size)).astype(np.float32), bitm_formats.DType.F32
+    )
+    tensors["classifier.bias"] = vector(rng, c.n_labels)
+    metadata = {
+        "label.0": "good\x1b[31m",
+        "label.1": "sch\u00f6n \U0001f600",
+        "model.description": 'a "long"\nlife\u202e\x9b' + "\u00e4" * 300,
+        "model.name\x07": "tab\there\\",
+    }
+    path = tmp_path_factory.mktemp("labels") / "labels.bitm"
+    bitm_formats.write(path, bitm_formats.ModelFile(c, tensors, {}, None, metadata))
+    return path
+
+
+@pytest.fixture(scope="module")
+def headless_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder alone, of few positions."""
+    c = config(head=0, head_activation=0, head_norm_eps=0.0, max_positions=7)
+    path = tmp_path_factory.mktemp("headless") / "headless.bitm"
+    tensors = encoder(np.random.default_rng(4), c)
+    bitm_formats.write(path, bitm_formats.ModelFile(c, tensors, {}, None, {}))
+    return path
+
+
+# ---- Help and usage ----
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help(tools: Tools, command: str) -> None:
+    words = [command] if command else []
+    text = tools.output(*words, "--help")
+    assert text.startswith(f"usage: bitm {command}")
+    assert "\nexample:\n  bitm " in text
+    assert tools.output(*words, "-h", "--foo") == text
+    for option in ("--json", "--help"):
+        assert option in text
+
+
+def test_help_of_all_commands_is_found(tools: Tools) -> None:
+    assert re.findall(r"^  ([a-z-]+)  ", tools.output("--help"), re.MULTILINE) == list(COMMANDS)
+
+
+def test_version(tools: Tools) -> None:
+    import bitm
+
+    assert tools.output("--version") == f"bitm {bitm.__version__}\n"
+    assert tools.output("info", "--version") == tools.output("--version")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "a command is missing"),
+        (["foo\x1b"], r"there is no command 'foo\x1b'"),
+        (["--foo"], "unrecognized arguments: --foo"),
+        (["info"], "the following arguments are required: model"),
+        (["info", "a", "b"], "unrecognized arguments: b"),
+        (["info", "a", "--top-k=3"], "unrecognized arguments: --top-k=3"),
+        (["verify", "a", "--threads"], "argument --threads: expected one argument"),
+        (["verify", "a", "--threads", "--json"], "argument --threads: expected one argument"),
+        (["verify", "a", "--threads", "0"], "argument --threads: expected 1 to 1024, found '0'"),
+        (["verify", "a", "--threads=2x"], "argument --threads: expected 1 to 1024, found '2x'"),
+        (["bench", "a", "--warmup", "9999999999"], "expected 0 to 1000000, found '9999999999'"),
+        (["bench", "a", "--positions", "some"], "expected one, all or none, found 'some'"),
+        (["info", "a", "--activations", "int4"], "expected auto, int8, int16 or float32, found"),
+        (["kernels", "--threads", "2"], "unrecognized arguments: --threads"),
+        (["kernels", "--kernels", "gemm_w1a8=scalar"], "argument --kernels: needs a model"),
+    ],
+)
+def test_wrong_usage(tools: Tools, words: list[str], message: str) -> None:
+    in_c, in_python = tools.run(*words)
+    command = f" {words[0]}" if words and words[0] in COMMANDS else ""
+    for done in (in_c, in_python):
+        line = done.stderr.decode()
+        assert done.returncode == 2
+        assert done.stdout == b""
+        assert line.startswith(f"bitm{command}: ")
+        assert message in line
+        assert line.endswith(f"(see 'bitm{command} --help')\n")
+        assert line.count("\n") == 1
+
+
+# ---- info, kernels ----
+
+
+@pytest.mark.parametrize("model", ["tiny_model", "labelled_model", "headless_model"])
+def test_info(tools: Tools, model: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(model)
+    options = ("--threads", "2", "--activations=int16")
+    with Model(path, threads=2, activations="int16") as opened:
+        assert tools.document("info", path, *options) == opened.info
+    text = tools.output("info", path, *options)
+    assert "2 layers, hidden size 48, 3 heads of 17, intermediate size 75" in text
+    assert re.search(r"^activations +int16$", text, re.MULTILINE)
+    assert re.search(r"^threads +2$", text, re.MULTILINE)
+    assert "(1.00 bits each)" not in text  # rows of 48, 51 and 75 bits are padded to 64
+    assert "12 one-bit, 0 ternary, 0 float matrices" in text
+
+
+def test_info_json_is_the_same_text(tools: Tools, labelled_model: Path) -> None:
+    assert tools.output("info", labelled_model, "--json").isascii()
+
+
+def test_info_escapes_and_clips(tools: Tools, labelled_model: Path) -> None:
+    text = tools.output("info", labelled_model)
+    assert "labels           20: good\\x1b[31m, sch\u00f6n \U0001f600, LABEL_2, " in text
+    assert "LABEL_15, ...\n" in text
+    assert "LABEL_16" not in text
+    clipped = 'a "long"\\x0alife\\u202e\\u009b' + "\u00e4" * (200 - 15) + "...\n"
+    assert f"model.description {clipped}" in text
+    assert "model.name\\x07   tab\\x09here\\\n" in text
+    assert "tokenizer        none" in text
+
+
+def test_a_path_is_escaped(tools: Tools, tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\x1b]0;\xff.bitm")
+    path.symlink_to(tiny_model)
+    assert "/\\x1b]0;\\xff.bitm, " in tools.output("info", path)
+    assert tools.document("info", path)["path"] == str(path)
+
+
+def test_output_is_utf8_in_any_locale(tools: Tools, labelled_model: Path) -> None:
+    environment = {**ENVIRONMENT, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    assert "sch\u00f6n" in tools.output("info", labelled_model, environment=environment)
+
+
+def test_kernels(tools: Tools) -> None:
+    kernels = tools.document("kernels")["kernels"]
+    for op in {kernel["op"] for kernel in kernels}:
+        chosen = [k for k in kernels if k["op"] == op and k["chosen"]]
+        assert len(chosen) == 1
+        assert chosen[0]["available"]
+    lines = [line.split() for line in tools.output("kernels").splitlines()]
+    assert lines[0][:4] == ["op", "variant", "available", "chosen"]
+    assert [line[:2] for line in lines[1:]] == [[k["op"], k["variant"]] for k in kernels]
+    assert {line[4] for line in lines[1:]} == {"-"}  # no model runs them
+
+
+def test_kernels_of_a_model(tools: Tools, tiny_model: Path) -> None:
+    names = {kernel["op"] for kernel in tools.document("kernels")["kernels"]}
+    forced = ("--kernels", ",".join(f"{op}=scalar" for op in sorted(names)))
+    kernels = tools.document("kernels", tiny_model, *forced)["kernels"]
+    assert all(kernel["chosen"] == (kernel["variant"] == "scalar") for kernel in kernels)
+    for mode in ("int8", "int16", "float32"):
+        runs = tools.document("info", tiny_model, *forced, "--activations", mode)["kernels"]
+        assert runs == {k["op"]: k["variant"] for k in kernels if mode in k["modes"]}
+        assert set(runs.values()) == {"scalar"}
+    text = tools.output("kernels", tiny_model, *forced)
+    assert re.search(r"^gemm_w1a8 +scalar +yes +yes +int8$", text, re.MULTILINE)
+
+
+# ---- verify ----
+
+
+@pytest.mark.parametrize("model", ["tiny_model", "labelled_model", "headless_model"])
+def test_verify(tools: Tools, model: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(model)
+    document = tools.document("verify", path)
+    expected = {}
+    for mode in ("int8", "int16", "float32"):
+        with Model(path, activations=mode) as opened:
+            n = min(24, opened.info["max_positions"])
+            ids = [[(i * 7919 + 13) % opened.info["vocab_size"] for i in range(n)]]
+            if model == "headless_model":
+                output = opened.hidden_states(ids)
+            elif model == "tiny_model":
+                output = opened.logits(ids)[:, ::6]
+            else:
+                output = opened.logits(ids)
+        expected[mode] = f"{zlib.crc32(output.astype('<f4').tobytes()):08x}"
+    assert document["crc32"] == expected
+    assert document["n_tokens"] == n
+    text = tools.output("verify", path)
+    assert ": sound\n" in text
+    assert [tuple(line.split()) for line in text.splitlines()[2:]] == list(expected.items())
+
+
+def test_verify_in_one_mode_and_with_other_threads(tools: Tools, tiny_model: Path) -> None:
+    every = tools.document("verify", tiny_model)["crc32"]
+    one = tools.document("verify", tiny_model, "--activations", "int16", "--threads", "3")
+    assert one["crc32"] == {"int16": every["int16"]}
+
+
+def test_verify_finds_damage(tools: Tools, tiny_model: Path, tmp_path: Path) -> None:
+    data = bytearray(tiny_model.read_bytes())
+    data[-64] ^= 1
+    damaged = tmp_path / "damaged.bitm"
+    damaged.write_bytes(data)
+    line = tools.complaint(1, "verify", damaged)
+    assert line.startswith("bitm: error: FILE_TENSOR_CHECKSUM: ")
+    tools.output("info", damaged)  # which does not read all data
+
+
+# ---- fill-mask ----
+
+
+def pipeline(path: Path, text: str, **options: Any) -> list[list[dict[str, Any]]]:
+    with Model(path) as model:
+        filled = model.fill_mask(text, **options)
+    return filled if isinstance(filled[0], list) else [filled]
+
+
+def test_fill_mask_real(tools: Tools, small_model: Path) -> None:
+    words = ("fill-mask", small_model, "The river flows into the Atlantic [MASK].")
+    text = tools.output(*words, "--top-k", "3")
+    first, *rest = text.splitlines()
+    assert re.fullmatch(r"0\.8\d{3}  ocean +the river flows into the atlantic ocean\.", first)
+    assert len(rest) == 2
+    results = tools.document(*words)["results"]
+    assert results == [{"text": words[2], "masks": pipeline(small_model, str(words[2]))}]
+
+
+def test_fill_mask_several(tools: Tools, tiny_model: Path) -> None:
+    texts = ["w1 [MASK] w2 [MASK]", "[MASK] a b \x1b"]
+    words = ("fill-mask", "--top-k=2", tiny_model, *texts)
+    assert tools.document(*words)["results"] == [
+        {"text": text, "masks": pipeline(tiny_model, text, top_k=2)} for text in texts
+    ]
+    lines = tools.output(*words).splitlines()
+    assert lines[0] == texts[0]
+    assert [lines[1], lines[4]] == ["mask 1 of 2:", "mask 2 of 2:"]
+    assert lines[7:9] == ["", "[MASK] a b \\x1b"]
+    assert len(lines) == 11
+
+
+def test_fill_mask_reads_standard_input(tools: Tools, tiny_model: Path) -> None:
+    lines = b"a [MASK]\r\n\n[MASK] " + b"b " * 30 + b"\nw1 \xc3\xa4 [MASK]"
+    texts = ["a [MASK]", "[MASK] " + "b " * 30, "w1 \u00e4 [MASK]"]
+    text = tools.output("fill-mask", tiny_model, text=lines)
+    assert text == tools.output("fill-mask", tiny_model, *texts)
+    results = tools.document("fill-mask", tiny_model, text=lines)["results"]
+    assert [result["text"] for result in results] == texts
+    assert tools.output("fill-mask", tiny_model) == ""
+    assert tools.document("fill-mask", tiny_model) == {"results": []}
+
+
+def test_fill_mask_targets(tools: Tools, tiny_model: Path) -> None:
+    words = ("fill-mask", tiny_model, "a [MASK]", "[MASK] b", "--targets", "w7,w3,Wq,w7,")
+    with pytest.warns(UserWarning, match="target"):
+        expected = pipeline(tiny_model, "a [MASK]", targets=["w7", "w3", "Wq"])
+    assert {p["token_str"] for p in expected[0]} == {"w7", "w3", "w"} or len(expected[0]) == 3
+    assert tools.document(*words)["results"][0]["masks"] == expected
+    for done in tools.run(*words):
+        assert done.stderr.count(b"bitm: warning: target 'Wq' ") == 1
+        assert done.stderr.count(b"bitm: warning: target '' has no token: left out\n") == 1
+
+
+def test_a_text_with_a_dash(tools: Tools, tiny_model: Path) -> None:
+    assert tools.output("fill-mask", tiny_model, "--top-k", "1", "--", "-[MASK]").count("\n") == 1
+    assert tools.output("fill-mask", tiny_model, "- [MASK]").count("\n") == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a b"], "NO_MASK: the text has no mask token"),
+        (
+            ["[MASK]" + " a" * 40],
+            "TOO_LONG: sequences of 43 tokens, but the model has 40 positions",
+        ),
+        (["[MASK]", "--targets", "\x7f"], "ARGUMENT: targets: none of them has a token"),
+    ],
+)
+def test_fill_mask_fails(tools: Tools, tiny_model: Path, words: list[str], message: str) -> None:
+    for done in tools.run("fill-mask", tiny_model, *words):
+        assert done.returncode == 1
+        assert done.stdout == b""
+        assert done.stderr.decode().splitlines()[-1] == f"bitm: error: {message}"
+
+
+def test_fill_mask_names_the_text_that_fails(tools: Tools, tiny_model: Path) -> None:
+    for done in tools.run("fill-mask", tiny_model, text=b"[MASK]\na\n"):
+        assert done.returncode == 1
+        assert done.stderr == b"bitm: error: NO_MASK: text 2: the text has no mask token\n"
+        assert done.stdout.startswith(b"[MASK]\n")
+    line = tools.complaint(1, "fill-mask", tiny_model, "--json", text=b"[MASK]\na\n")
+    assert "text 2" in line  # and no half of a document
+
+
+def test_text_that_is_no_utf8(tools: Tools, tiny_model: Path) -> None:
+    for done in tools.run("fill-mask", tiny_model, os.fsdecode(b"\xff [MASK]")):
+        assert done.returncode == 1
+        assert done.stderr.startswith(b"bitm: error: TEXT: ")
+
+
+def test_a_model_without_what_is_asked_for(
+    tools: Tools, labelled_model: Path, tokenizer_model: Any
+) -> None:
+    line = tools.complaint(1, "fill-mask", labelled_model, "[MASK]")
+    assert line.startswith("bitm: error: NO_VOCABULARY: ")
+    path = tokenizer_model(["[UNK]", "[MASK]", "\x1b", "a"], True, True)
+    assert tools.complaint(1, "fill-mask", path, "[MASK]").startswith("bitm: error: NO_HEAD: ")
+
+
+def test_tokens_are_escaped(tools: Tools, tmp_path: Path) -> None:
+    model = masked_lm(np.random.default_rng(0))
+    assert model.vocabulary is not None
+    model.vocabulary[5:9] = [b"\x1b[2J", "\u202e".encode(), b'"\\', "\U0001f600".encode()]
+    path = tmp_path / "escapes.bitm"
+    bitm_formats.write(path, model)
+    text = tools.output("fill-mask", path, "[MASK]", "--top-k", "101")
+    assert text.replace("\n", "").isprintable()
+    assert "\\x1b[2J " in text
+    assert "\\u202e " in text
+    assert '  "\\ ' in text
+    assert "  \U0001f600 " in text
+    tokens = [
+        p["token_str"]
+        for p in tools.document("fill-mask", path, "[MASK]", "--top-k=101")["results"][0]["masks"][
+            0
+        ]
+    ]
+    assert {"\x1b[2J", "\u202e", '"\\', "\U0001f600"} <= set(tokens)
+
+
+def test_printable() -> None:
+    assert (
+        printable("a\udc80\ud800\x00\u2028\u009f\u00a0") == "a\\x80\\ud800\\x00\\u2028\\u009f\u00a0"
+    )
+
+
+# ---- bench ----
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "what"),
+    [
+        ("tiny_model", [], ["encoder", "encoder and masked LM at one position"]),
+        (
+            "tiny_model",
+            ["--positions", "all"],
+            ["encoder", "encoder and masked LM at all positions"],
+        ),
+        ("tiny_model", ["--positions", "none"], ["encoder"]),
+        ("labelled_model", [], ["encoder", "encoder and head"]),
+        ("headless_model", [], ["encoder"]),
+    ],
+)
+def test_bench(
+    tools: Tools,
+    model: str,
+    options: list[str],
+    what: list[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    path = request.getfixturevalue(model)
+    words = ("bench", path, "--batch=3", "--repeat", "4", "--warmup", "0", "--threads=1", *options)
+    texts, documents = [], []
+    for as_text, as_json in zip(tools.run(*words), tools.run(*words, "--json")):
+        texts.append(
+            re.sub(rb" +[0-9.]+ +[0-9.]+ +[0-9.]+ +[0-9]+$", b"", as_text.stdout, flags=re.M)
+        )
+        document = json.loads(as_json.stdout)
+        assert [run.pop("what") for run in document["runs"]] == what
+        for run in document.pop("runs"):
+            assert 0 < run["min_ms"] <= run["median_ms"] <= run["max_ms"]
+            n_tokens = 3 * document["length"]
+            assert run["tokens_per_second"] == pytest.approx(n_tokens / run["median_ms"] * 1e3)
+        documents.append(document)
+    assert texts[0] == texts[1]
+    assert texts[0].decode().splitlines()[-len(what) :] == what
+    assert documents[0] == documents[1]
+    assert documents[0]["length"] == (7 if model == "headless_model" else 40)
+    with Model(path, threads=1) as opened:
+        for key in ("threads", "activations", "kernels"):
+            assert documents[0][key] == opened.info[key]
+
+
+def test_bench_refuses_what_the_model_cannot_take(tools: Tools, tiny_model: Path) -> None:
+    for done in tools.run("bench", tiny_model, "--length", "41"):
+        assert done.returncode == 1
+        assert done.stderr.startswith(b"bitm: error: TOO_LONG: ")
+
+
+# ---- Files, pipes, interrupts ----
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "fill-mask", "bench", "kernels"])
+def test_files_that_are_none(tools: Tools, command: str, tmp_path: Path) -> None:
+    missing, text = tmp_path / "missing\x1b.bitm", tmp_path / "text.bitm"
+    text.write_text("hello")
+    assert tools.complaint(1, command, text) == (
+        f"bitm: error: FILE_MAGIC: {text}: " + tools.complaint(1, command, text).split(": ", 4)[4]
+    )
+    line = tools.complaint(1, command, missing)
+    assert line.startswith("bitm: error: IO: ")
+    assert "missing\\x1b.bitm: No such file" in line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="expected: no /dev/full here")
+@pytest.mark.parametrize("words", [["--help"], ["kernels"], ["kernels", "--json"]])
+def test_output_that_cannot_be_written(tools: Tools, words: list[str]) -> None:
+    for program in tools.programs:
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(
+                [*program, *words], stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT
+            )
+        assert done.returncode == 1
+        assert done.stderr == b"bitm: error: IO: cannot write to standard output\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="expected: signals are of POSIX")
+def test_a_broken_pipe_is_quiet(tools: Tools, tiny_model: Path) -> None:
+    for program in tools.programs:
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [*program, "info", tiny_model],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+            preexec_fn=lambda: signal.signal(signal.SIGPIPE, signal.SIG_DFL),  # as a shell does
+        )
+        os.close(writer)
+        assert done.stderr == b""
+        assert done.returncode in (-signal.SIGPIPE, 128 + signal.SIGPIPE)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="expected: signals are of POSIX")
+def test_an_interrupt_is_quiet(tools: Tools, tiny_model: Path) -> None:
+    for program in tools.programs:
+        running = subprocess.Popen(
+            [*program, "fill-mask", tiny_model],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+        )
+        assert running.stdin is not None
+        assert running.stdout is not None
+        running.stdin.write(b"[MASK]\n")
+        running.stdin.flush()
+        assert running.stdout.readline() == b"[MASK]\n"  # it has begun: texts are done as they come
+        time.sleep(0.2)
+        running.send_signal(signal.SIGINT)
+        _, complaints = running.communicate(timeout=60)
+        assert running.returncode == 130
+        assert complaints == b""
+
+
+def test_the_c_tool_stands_on_the_public_header_alone() -> None:
+    folder = Path(__file__).parents[1] / "native/tools"
+    sources = [*folder.glob("*.c"), *folder.glob("*.h")]
+    assert sources
+    included = {name for s in sources for name in re.findall(r'#include "(.+)"', s.read_text())}
+    assert included == {"tool.h", "bitm.h"}
+    for source in sources:
+        assert not re.search(r"_WIN32|__linux__|__APPLE__", source.read_text())
