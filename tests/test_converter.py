@@ -440,7 +440,7 @@ def test_values_beyond_fp16_stay_float32() -> None:
         (False, "fp16", DType.F16),
     ],
 )
-def test_embeddings_are_halved_beside_bits_alone(
+def test_floats_are_halved_beside_bits_alone(
     is_one_bit: bool, choice: str, dtype: DType, tmp_path: Path
 ) -> None:
     state = one_bit(masked_lm_state()) if is_one_bit else masked_lm_state()
@@ -449,7 +449,8 @@ def test_embeddings_are_halved_beside_bits_alone(
         assert tensors[f"embeddings.{table}.weight"].dtype == dtype
     bits = {name for name, tensor in tensors.items() if tensor.dtype == DType.BIT1}
     assert len(bits) == (12 if is_one_bit else 0)
-    assert tensors["mlm.transform.weight"].dtype == DType.F32
+    is_halved = is_one_bit and choice == "auto"
+    assert tensors["mlm.transform.weight"].dtype == (DType.F16 if is_halved else DType.F32)
 
 
 def test_two_valued_embeddings_and_heads_become_bits(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TextIO
 
 import bitm_formats
-from bitm_formats import FormatError
+from bitm_formats import FormatError, Layout, Status
 
 from . import __version__
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import ConversionError, OutputError, VerificationError
-from .recipes import RECIPES, Conversion, Options, choose
+from .naive import COMPONENTS, Binarization
+from .recipes import RECIPES, Conversion, Options, bitmaps, choose
 from .report import Report
 from .verify import Verification, verify
 
@@ -29,10 +30,25 @@ folder with one of them. config.json and the vocabulary are looked for beside it
 two values (per tensor, row, group of rows, or column) are packed into bits, all others are kept
 as floats. The checkpoint's code is never run, and PyTorch is not needed.
 """
+_BINARIZE = """\
+Makes bits of the float matrices of a plain BERT as they are. It was not trained for that, so it
+loses most of its accuracy: an experiment, and a baseline. The components are
+
+  layers                   query, key, value, attention output, intermediate, output
+  layers-except-attention  of these intermediate and output
+  layers-except-ffn        of these query, key, value and attention output
+  embeddings               words and token types (not positions)
+  head                     pooler, masked LM transform and decoder, next sentence, classifier
+  all                      layers, embeddings and head
+
+Biases and norms stay floats. A decoder that is the word embeddings stays so if both or neither are
+binarized; else each is stored for itself, the one binary, the other float.
+"""
 _EXAMPLE = """\
 example:
   bitm-convert bert-1bit/ bert.bitm --verify
   bitm-convert ckpt.pt bert.bitm --config config.json --vocab vocab.txt
+  bitm-convert bert-base-uncased/ naive.bitm --binarize xnor --embeddings int8
 
 exit status: 0 done, 1 not converted (one line on stderr says why), 2 wrong usage
 """
@@ -40,7 +56,7 @@ exit status: 0 done, 1 not converted (one line on stderr says why), 2 wrong usag
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (0 done, 1 failed; argparse exits with 2)."""
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     try:
         report = _convert(arguments)
     except ConversionError as error:
@@ -59,6 +75,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif not arguments.quiet:
         print(report.as_text(every_tensor=arguments.verbose))
     return 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.scheme == "absmean":
+        # No tensor shows this family, so the scheme stands for it.
+        if arguments.family not in ("auto", bitmaps.NAME):
+            parser.error(f"--scheme absmean is of --family bitmaps, not {arguments.family}")
+        arguments.family = bitmaps.NAME
+    if arguments.binarize == "none" and (arguments.components or arguments.scales):
+        parser.error("--components and --scales say what --binarize does: name a scheme")
+    arguments.binarize = _binarization(arguments)
+    if arguments.scales and arguments.binarize.scheme != "xnor":
+        parser.error(f"--scales is of --binarize xnor: {arguments.binarize.scheme} has none")
+    makes_bits = arguments.binarize is not None and arguments.binarize.scales_tables
+    if arguments.table_scales and arguments.embeddings != "bit1" and not makes_bits:
+        parser.error("--embedding-scales is of --embeddings bit1, or of --binarize xnor for them")
+    return arguments
+
+
+def _binarization(arguments: argparse.Namespace) -> Binarization | None:
+    if arguments.binarize == "none":
+        return None
+    return Binarization(
+        arguments.binarize,
+        arguments.scales or "row",
+        tuple(dict.fromkeys(arguments.components or ["layers"])),
+        _table_layout(arguments),
+    )
+
+
+def _table_layout(arguments: argparse.Namespace) -> Layout:
+    return Layout[(arguments.table_scales or "row").upper()]
 
 
 def _fail(message: str, status: str) -> int:
@@ -104,18 +154,34 @@ def _parser() -> argparse.ArgumentParser:
         help="what kind of checkpoint it is (default: found by its tensors)",
     )
     add(
+        "--scheme",
+        choices=("stored", "absmean"),
+        default="stored",
+        help="scales of a bitmaps checkpoint: in it, or the mean magnitudes of its first revision, "
+        "whose tensors look like a plain BERT's",
+    )
+    add(
         "--embeddings",
-        choices=("auto", "fp16", "fp32"),
+        choices=("auto", "fp16", "fp32", "int8", "bit1"),
         default="auto",
-        help="embeddings and decoder, where not two-valued (default: fp16 beside a 1-bit encoder, "
-        "unchanged values beside a float one)",
+        help="word embeddings and decoder, where not two-valued (default: fp16 beside a 1-bit "
+        "encoder of a plain BERT, else unchanged values); int8 has a scale a row, bit1 is the sign "
+        "times a mean magnitude; positions and token types are kept one step finer",
+    )
+    add(
+        "--embedding-scales",
+        dest="table_scales",
+        choices=("row", "column", "tensor"),
+        help="what of 1-bit embeddings has a mean magnitude of its own (default: row)",
     )
     add(
         "--matrices",
-        choices=("auto", "fp16", "fp32"),
+        choices=("auto", "fp16", "fp32", "int8"),
         default="auto",
-        help="other matrices, where not two-valued (default: the smaller that keeps every value)",
+        help="other matrices, where not two-valued (default: beside a 1-bit encoder of a plain "
+        "BERT fp16, with int8 or bit1 embeddings int8; else unchanged values)",
     )
+    _add_binarize(parser)
     add(
         "--ignore",
         action="append",
@@ -134,6 +200,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_binarize(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("naive binarization", _BINARIZE)
+    group.add_argument(
+        "--binarize",
+        choices=("none", "sign", "zero-one", "xnor"),
+        default="none",
+        help="{-1, +1}, {0, 1}, or the sign times the mean magnitude (default: none)",
+    )
+    group.add_argument(
+        "--components",
+        action="append",
+        choices=tuple(COMPONENTS),
+        help="what to binarize; may be repeated (default: layers)",
+    )
+    group.add_argument(
+        "--scales",
+        choices=("row", "tensor", "head"),
+        help="what has a mean magnitude of its own: each row, each matrix, or each attention "
+        "head's rows of query, key and value, and every other matrix (default: row)",
+    )
+
+
 def _convert(arguments: argparse.Namespace) -> Report:
     checkpoint = open_checkpoint(arguments.checkpoint)
     target = _check_target(arguments.output, checkpoint)
@@ -143,8 +231,11 @@ def _convert(arguments: argparse.Namespace) -> Report:
         use_vocab=not arguments.no_vocab,
         lowercase=arguments.lowercase,
         embeddings=arguments.embeddings,
+        table_layout=_table_layout(arguments),
         matrices=arguments.matrices,
+        binarize=arguments.binarize,
         ignore=tuple(arguments.ignore),
+        scheme=arguments.scheme,
     )
     recipe = choose(checkpoint, arguments.family)
     with _ProgressBar(sys.stderr, is_shown=not arguments.quiet) as bar:
@@ -183,9 +274,13 @@ def _write_verified(target: Path, conversion: Conversion, bar: _ProgressBar) -> 
     """Writes beside the target, verifies, and puts the file in its place only then."""
     with tempfile.TemporaryDirectory(prefix=".bitm-convert-", dir=target.parent) as folder:
         path = Path(folder) / target.name
-        _write(path, conversion, bar)
+        try:
+            _write(path, conversion, bar)
+        except FormatError as error:
+            problem = str(error).removeprefix(f"{path}: ")
+            raise FormatError(Status[error.status], problem).within(str(target)) from None
         bar.show(1, 1, "verifying")
-        verification = verify(path, conversion)
+        verification = verify(path, conversion, shown_as=target)
         if not verification.passed:
             worst = verification.worst
             problem = (

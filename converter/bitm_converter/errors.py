@@ -60,6 +60,12 @@ class ConfigError(ConversionError):
     code = "config"
 
 
+class OptionError(ConversionError):
+    """The user asks for something that this checkpoint does not allow."""
+
+    code = "option"
+
+
 class VocabularyError(ConversionError):
     """The vocabulary is absent, unreadable, or not one that WordPiece can use."""
 

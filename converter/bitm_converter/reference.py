@@ -21,6 +21,7 @@ from typing import Any, Optional
 
 import numpy as np
 import numpy.typing as npt
+
 from bitm_formats import (
     Activation,
     Config,
@@ -69,11 +70,17 @@ class Outputs:
 
 
 def evaluate_network(
-    network: Network, input_ids: Ids, attention_mask: Ids, token_type_ids: Ids
+    network: Network,
+    input_ids: Ids,
+    attention_mask: Ids,
+    token_type_ids: Ids,
+    given_states: Sequence[Array] | None = None,
 ) -> Outputs:
     """Runs a network on ids, masks and types [B, S], each sequence for itself.
 
     Tokens whose mask is 0 take no part in anything; each sequence needs one whose mask is not 0.
+    With `given_states`, n_layers + 1 arrays [B, S, H] of another program, every layer and the head
+    begin with what that program had before them: then each shows its own differences alone.
     Weights-only models are computed in float64. Where activations are quantized it is float32, as
     in the families' own code: what is a zero there, by rounding, is one here too.
     Raises KeyError for a weight that the configuration asks for and `network` lacks.
@@ -87,8 +94,11 @@ def evaluate_network(
         return padded
 
     positions = np.broadcast_to(np.arange(is_real.shape[1]), is_real.shape)
-    states = run.hidden_states(input_ids[is_real], positions[is_real], token_type_ids[is_real])
-    logits = run.logits(states[-1])
+    given = None if given_states is None else [x[is_real] for x in given_states]
+    states = [run.embeddings(input_ids[is_real], positions[is_real], token_type_ids[is_real])]
+    for n in range(network.config.n_layers):
+        states.append(run.layer(n, states[-1] if given is None else given[n]))
+    logits = run.logits(states[-1] if given is None else given[-1])
     if logits is not None and network.config.head != Head.CLASSIFIER:
         logits = unpack(logits)
     return Outputs([unpack(x) for x in states], logits)
@@ -116,23 +126,30 @@ class _Run:
         ends = np.cumsum(lengths)
         self._sequences = [slice(end - n, end) for end, n in zip(ends, lengths)]
 
-    def hidden_states(self, ids: Ids, positions: Ids, types: Ids) -> list[Array]:
-        """The states [N, H] after 0 ... n_layers layers."""
-        config = self._config
+    def embeddings(self, ids: Ids, positions: Ids, types: Ids) -> Array:
+        """The states [N, H] before the first layer."""
         x = self._tensor("embeddings.word.weight")[ids]
         second = self._optional("embeddings.word.second.weight")
         if second is not None:
             x = x + second[ids]
         x = x + self._tensor("embeddings.position.weight")[positions]
         x = x + self._tensor("embeddings.token_type.weight")[types]
-        states = [self._norm("embeddings.norm", x, config.layer_norm_eps)]
-        for n in range(config.n_layers):
-            states.append(self._layer(f"layers.{n}", states[-1]))
-        return states
+        return self._norm("embeddings.norm", x, self._config.layer_norm_eps)
+
+    def layer(self, n: int, x: Array) -> Array:
+        """The states [N, H] after layer n of those before it."""
+        name, eps = f"layers.{n}", self._config.layer_norm_eps
+        x = x.astype(self._float)
+        attended = self._linear(f"{name}.attention_output", self._attention(name, x))
+        a = self._norm(f"{name}.attention_norm", attended + x, eps)
+        activation = _ACTIVATIONS[Activation(self._config.hidden_activation)]
+        inner = activation(self._linear(f"{name}.intermediate", a))
+        return self._norm(f"{name}.output_norm", self._linear(f"{name}.output", inner) + a, eps)
 
     def logits(self, x: Array) -> Array | None:
         """The head's answer to the last states [N, H]: [N, ...], or [B, C] of a classifier."""
         config = self._config
+        x = x.astype(self._float)
         if config.head in (Head.MASKED_LM, Head.MASKED_LM_NEXT_SENTENCE):
             x = _ACTIVATIONS[Activation(config.head_activation)](self._linear("mlm.transform", x))
             return self._decode(self._norm("mlm.norm", x, config.head_norm_eps))
@@ -143,14 +160,6 @@ class _Run:
         if config.head in (Head.TOKEN_CLASSIFIER, Head.QUESTION_ANSWERING):
             return self._linear("classifier", x)
         return None
-
-    def _layer(self, name: str, x: Array) -> Array:
-        eps = self._config.layer_norm_eps
-        attended = self._linear(f"{name}.attention_output", self._attention(name, x))
-        a = self._norm(f"{name}.attention_norm", attended + x, eps)
-        activation = _ACTIVATIONS[Activation(self._config.hidden_activation)]
-        inner = activation(self._linear(f"{name}.intermediate", a))
-        return self._norm(f"{name}.output_norm", self._linear(f"{name}.output", inner) + a, eps)
 
     def _attention(self, name: str, x: Array) -> Array:
         """What each token takes from the values of its sequence: [N, H] to [N, A]."""

@@ -9,8 +9,9 @@ from typing import Any
 
 from bitm_formats import Head
 
+from .packing import Loss
 from .recipes import Conversion
-from .recipes.base import Row
+from .recipes.base import Alternative, Row
 from .verify import LOGITS, Verification
 
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
@@ -30,7 +31,11 @@ class Report:
         """The table and the totals; like layers share a line unless `every_tensor` is asked for."""
         rows = self.conversion.rows
         lines = [_cells(row.slot, 1, row) for row in rows] if every_tensor else _grouped(rows)
-        text = [*_aligned([_TITLES, *lines]), "", *self._totals()]
+        if all(row.loss is None for row in rows):
+            lines = [line[: -len(_LOSS_TITLES)] for line in lines]
+        titles = (*_TITLES, *_LOSS_TITLES)[: len(lines[0])]
+        text = [*_aligned([titles, *lines]), "", *self._totals()]
+        text += _choices(self.conversion.alternatives)
         text += [f"note: {note}" for note in self.conversion.notes]
         if self.verification is not None:
             text += _verdict(self.verification, every_output=every_tensor)
@@ -54,12 +59,14 @@ class Report:
                 "checkpoint_bytes": self.checkpoint_bytes,
                 "file_bytes": self.file_bytes,
             },
+            "alternatives": [asdict(other) for other in self.conversion.alternatives],
             "notes": self.conversion.notes,
         }
         if self.verification is not None:
             result["verification"] = {
                 "passed": self.verification.passed,
                 "n_tokens": self.verification.n_tokens,
+                "share_of_sequences": self.verification.share,
                 "differences": [asdict(d) for d in self.verification.differences],
             }
         return result
@@ -101,7 +108,8 @@ class Report:
 
 _PARTS = ("encoder", "embeddings", "other")
 _TITLES = ("tensor", "shape", "found", "stored", "bytes before", "bytes after")
-_RIGHT_ALIGNED = re.compile(r"bytes (before|after)|[\d,]+|[\d.]+ MB")
+_LOSS_TITLES = ("relative error", "largest error")
+_RIGHT_ALIGNED = re.compile(r"bytes.*|.* error|[\d,]+|[\d.]+ MB|[\d.]+(e[-+]\d+)?")
 
 
 def _grouped(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -149,7 +157,30 @@ def _cells(name: str, count: int, *rows: Row) -> tuple[str, ...]:
         first.stored,
         f"{sum(row.bytes_before for row in rows):,}",
         f"{sum(row.bytes_after for row in rows):,}",
+        *_losses([row.loss for row in rows if row.loss is not None]),
     )
+
+
+def _losses(losses: Sequence[Loss]) -> tuple[str, str]:
+    """The worst of them under _LOSS_TITLES, nothing without any."""
+    if not losses:
+        return "", ""
+    relative = max(loss.relative for loss in losses)
+    return f"{relative:.3g}", f"{max(loss.greatest for loss in losses):.3g}"
+
+
+def _choices(alternatives: Sequence[Alternative]) -> list[str]:
+    """A table for each float table of words: its bytes and its loss in every format."""
+    text = []
+    for slot in dict.fromkeys(other.slot for other in alternatives):
+        lines: list[tuple[str, ...]] = [(f"choices for {slot}", "bytes", *_LOSS_TITLES)]
+        for other in alternatives:
+            if other.slot == slot:
+                name = f"{'*' if other.is_chosen else ' '} {other.stored}"
+                losses = _losses([other.loss] if other.loss is not None else [])
+                lines.append((name, f"{other.n_bytes:,}", *losses))
+        text += ["", *_aligned(lines)]
+    return [*text, ""] if text else []
 
 
 def _total(title: str, rows: Sequence[Row], remark: str = "") -> tuple[str, ...]:
@@ -195,7 +226,10 @@ def _verdict(verification: Verification, every_output: bool) -> list[str]:
     shown = [*(layers if every_output else [max(layers, key=lambda d: d.worst / d.limit)]), *logits]
     verdict = "ok" if verification.passed else "FAILED"
     n_tokens = verification.n_tokens
+    of_best = ""
+    if verification.share < 1:
+        of_best = f" (the {verification.share:.0%} of sequences that agree best)"
     return [
-        f"verify: {verdict}: worst difference from the checkpoint on {n_tokens} tokens:",
+        f"verify: {verdict}: worst difference from the checkpoint on {n_tokens} tokens{of_best}:",
         *(f"  {d.output}: {d.worst:.1e} (allowed {d.limit:.1e})" for d in shown),
     ]

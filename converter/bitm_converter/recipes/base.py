@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
-
-from bitm_formats import ModelFile
+from typing import Literal, Protocol
 
 from bitm_converter import __version__
 from bitm_converter.checkpoint import Checkpoint
-from bitm_converter.reference import Ids, Outputs
+from bitm_converter.naive import Binarization
+from bitm_converter.packing import Loss
+from bitm_converter.reference import Array, Ids, Outputs
+from bitm_formats import Layout, ModelFile
 
 from .settings import Settings
 
 # Called with the steps that are done, the number of all steps, and what is worked on.
 Progress = Callable[[int, int, str], None]
-FloatChoice = Literal["auto", "fp16", "fp32"]
-Part = Literal["encoder", "embeddings", "other"]
+TableChoice = Literal["auto", "fp16", "fp32", "int8", "bit1"]
+MatrixChoice = Literal["auto", "fp16", "fp32", "int8"]
+SchemeChoice = Literal["stored", "absmean"]
+Section = Literal["encoder", "embeddings", "other"]
 
 
 @dataclass(frozen=True)
@@ -28,21 +31,24 @@ class Options:
 
     `config` and `vocab` are files that take the place of those beside the checkpoint. `lowercase`
     overrides the tokenizer's settings. `ignore` are patterns of names to leave out, as of
-    `fnmatch`.
+    `fnmatch`. `scheme` is where bitmaps' scales come from: the checkpoint, or the mean of
+    magnitudes, as in its first revision.
 
-    The two float formats are for matrices that are not two-valued: `embeddings` for the tables and
-    the decoder, `matrices` for all others. `auto` means the smaller format that keeps every value,
-    but for the embeddings of a 1-bit encoder fp16. In models whose encoder is float, rounding the
-    embeddings alone was measured to move hidden states by 0.001 to 0.002 and logits by up to 0.005.
+    The formats are for matrices that are not two-valued: `embeddings` for the tables and the
+    decoder, `matrices` for all others; `storage.py` has the rules. `table_layout` (TENSOR, ROW or
+    COLUMN) is that of 1-bit tables' scales. `binarize` is what to make binary of a plain BERT.
     """
 
     config: Path | None = None
     vocab: Path | None = None
     use_vocab: bool = True
     lowercase: bool | None = None
-    embeddings: FloatChoice = "auto"
-    matrices: FloatChoice = "auto"
+    embeddings: TableChoice = "auto"
+    table_layout: Layout = Layout.ROW
+    matrices: MatrixChoice = "auto"
+    binarize: Binarization | None = None
     ignore: tuple[str, ...] = ()
+    scheme: SchemeChoice = "stored"
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,12 @@ class Row:
 
     `slot` is its name in the file, `source` that in the checkpoint. `bytes_before` is what it took
     there, 0 if another name has the same data; `scale_bytes` are those of scales and offsets in
-    the file, `data_bytes` all others. `rounding` is the largest change of a value.
+    the file, `data_bytes` all others. `rounding` and `loss` are as in `Packed`.
     """
 
     slot: str
     source: str
-    part: Part
+    part: Section
     shape: tuple[int, ...]
     found: str
     stored: str
@@ -65,6 +71,7 @@ class Row:
     scale_bytes: int
     is_one_bit: bool
     rounding: float
+    loss: Loss | None
 
     @property
     def bytes_after(self) -> int:
@@ -73,16 +80,41 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """What a large float table takes in one format, and what it loses there."""
+
+    slot: str
+    stored: str
+    n_bytes: int
+    loss: Loss | None
+    is_chosen: bool
+
+
+class Evaluate(Protocol):
+    """Runs a checkpoint in numpy: see `reference.evaluate_network`."""
+
+    def __call__(
+        self,
+        input_ids: Ids,
+        attention_mask: Ids,
+        token_type_ids: Ids,
+        given_states: Sequence[Array] | None = None,
+    ) -> Outputs:
+        """Takes ids, masks and types [B, S]."""
+
+
+@dataclass(frozen=True)
 class Conversion:
     """A model ready to be written, what to report of it, and the checkpoint's own answer.
 
-    `evaluate` takes ids, masks and types [B, S] and runs the checkpoint, not the model.
+    `evaluate` runs the checkpoint, not the model.
     """
 
     model: ModelFile
     rows: list[Row]
-    evaluate: Callable[[Ids, Ids, Ids], Outputs]
+    evaluate: Evaluate
     notes: list[str] = field(default_factory=list)
+    alternatives: list[Alternative] = field(default_factory=list)
 
 
 def provenance(checkpoint: Checkpoint, family: str, settings: Settings) -> dict[str, str]:

@@ -30,6 +30,10 @@ class Settings:
         directory = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
         return cls(directory / "config.json", checkpoint.config or {})
 
+    def updated(self, **values: object) -> Settings:
+        """The same with other values; None for one that shall count as absent."""
+        return Settings(self.path, {**self.values, **values})
+
     def integer(self, key: str, default: int | None = None) -> int:
         """A number of at least 1. Raises MissingError if absent without a default."""
         value = self._get(key, default)
@@ -50,6 +54,13 @@ class Settings:
         if value is not None and not isinstance(value, str):
             raise self._wrong(key, "a string")
         return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false, which training scripts also write as 1 or 0."""
+        value = self._get(key, default)
+        if value not in (True, False):
+            raise self._wrong(key, "true or false")
+        return bool(value)
 
     def require(self, key: str, *allowed: object) -> None:
         """Refuses a value that is neither absent nor allowed."""

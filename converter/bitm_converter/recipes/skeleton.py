@@ -10,10 +10,9 @@ import math
 import re
 from dataclasses import dataclass
 
-from bitm_formats import Activation, Config, Head, Pooler, Problem, slots
-
 from bitm_converter.checkpoint import Checkpoint
 from bitm_converter.errors import CheckpointError, ConfigError, MissingError, ShapeError
+from bitm_formats import Activation, Config, Head, Pooler, Problem, slots
 
 from .settings import Settings
 
@@ -82,13 +81,18 @@ class Skeleton:
     labels: list[str]
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, settings: Settings) -> Skeleton:
-        """Raises ConfigError, MissingError, ShapeError or CheckpointError."""
+    def of(
+        cls, checkpoint: Checkpoint, settings: Settings, attention_size: int | None = None
+    ) -> Skeleton:
+        """`attention_size` are the rows of query, key and value, if not as many as hidden_size.
+
+        Raises ConfigError, MissingError, ShapeError or CheckpointError.
+        """
         body = _find_body(checkpoint)
         _refuse_other_models(settings)
         head = _find_head(checkpoint, settings, body)
         labels = _labels(checkpoint, settings, head)
-        config = _config(checkpoint, settings, body, head, len(labels))
+        config = _config(checkpoint, settings, body, head, len(labels), attention_size)
         stems = _stems(config, body)
         sources: dict[str, str] = {}
         shapes: dict[str, tuple[int, ...]] = {}
@@ -109,6 +113,20 @@ class Skeleton:
         biases = DECODER_BIAS_NAMES if DECODER_BIAS in self.sources else ()
         return {*self.sources.values(), *buffers, *biases}
 
+    def layer_linears(self) -> list[str]:
+        """The places of the layers' linears."""
+        matrices = (slot for slot in self.sources if slot.endswith(".weight"))
+        return [slot[: -len(".weight")] for slot in matrices if slot.startswith("layers.")]
+
+    def encoder_linears(self) -> list[str]:
+        """The places of the layers' linears and of the pooler's, if there is one."""
+        pooler = ["pooler"] if "pooler.weight" in self.sources else []
+        return self.layer_linears() + pooler
+
+    def label_metadata(self) -> dict[str, str]:
+        """The labels' names as the file keeps them (SPEC.md, section 3.6)."""
+        return {f"label.{n}": label for n, label in enumerate(self.labels)}
+
     def _check_tensors(self, checkpoint: Checkpoint, settings: Settings) -> None:
         for slot, name in self.sources.items():
             tensor = checkpoint.get(name)
@@ -121,7 +139,7 @@ class Skeleton:
                     f"expected shape {self.shapes[slot]} by the configuration "
                     f"({settings.path.name}), found {tensor.shape}"
                 )
-                raise ShapeError(checkpoint.path, problem, tensor=name)
+                raise ShapeError(checkpoint.path, problem, tensor=tensor.name)
             if not tensor.dtype.startswith(("float", "bfloat")):
                 problem = f"expected floating-point numbers, found {tensor.dtype}"
                 raise CheckpointError(checkpoint.path, problem, tensor=name)
@@ -239,7 +257,12 @@ def _problem(settings: Settings, head: Head, n_labels: int) -> Problem:
 
 
 def _config(
-    checkpoint: Checkpoint, settings: Settings, body: str, head: Head, n_labels: int
+    checkpoint: Checkpoint,
+    settings: Settings,
+    body: str,
+    head: Head,
+    n_labels: int,
+    attention_size: int | None,
 ) -> Config:
     """The configuration by config.json; sizes that it lacks are read off the tensors."""
     words, hidden = _matrix_shape(checkpoint, body + _WORDS)
@@ -248,10 +271,12 @@ def _config(
     inner, _ = _matrix_shape(checkpoint, f"{body}encoder.layer.0.intermediate.dense.weight")
     hidden_size = settings.integer("hidden_size", hidden)
     n_heads = settings.integer("num_attention_heads")
-    if hidden_size % n_heads:
-        problem = f"hidden_size {hidden_size} is not a multiple of num_attention_heads {n_heads}"
+    size = hidden_size if attention_size is None else attention_size
+    if size % n_heads:
+        what = "hidden_size" if attention_size is None else "the size of attention"
+        problem = f"{what} {size} is not a multiple of num_attention_heads {n_heads}"
         raise ConfigError(settings.path, problem)
-    head_size = hidden_size // n_heads
+    head_size = size // n_heads
     eps = settings.number("layer_norm_eps", 1e-12)
     activation = settings.choice("hidden_act", _ACTIVATIONS, "gelu")
     is_mlm = head in (Head.MASKED_LM, Head.MASKED_LM_NEXT_SENTENCE)
