@@ -7,14 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import masked_lm, with_vocabulary
 
 import bitm_formats
+from tiny_models import masked_lm, with_vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -22,9 +22,7 @@ EXPECT_ALL = os.environ.get("BITM_EXPECT_ALL") == "1"
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Iterator[None]:
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """With BITM_EXPECT_ALL=1 a skip is a failure, unless its reason begins with "expected:"."""
     report = yield
     if EXPECT_ALL and report.skipped and isinstance(report.longrepr, tuple):

@@ -1,23 +1,23 @@
-"""SPEC.md section 4 in numpy and float64, without regard for speed: what the runtime is held against."""
+"""SPEC.md section 4 in numpy and float64, without regard for speed: what the runtime must give."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bitm_formats import ModelFile, Quantizer, QuantizerKind, Scope
 
-Array = npt.NDArray[Any]
+Array = Any  # of floats or ids; shapes stand in the docstrings
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def activation(number: int, x: Array) -> Array:
     """The activation functions of SPEC.md 3.2."""
-    functions = {
+    functions: dict[int, Callable[[], Array]] = {
         1: lambda: x / 2 * (1 + _erf(x / math.sqrt(2))),
         2: lambda: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
         3: lambda: np.maximum(x, 0),
@@ -108,8 +108,8 @@ class Reference:
             scores = np.exp(scores - scores.max(-1, keepdims=True))
             scores /= scores.sum(-1, keepdims=True)
         q = self.quantizers.get(f"{layer}.attention.probabilities")
-        axes = (0, 1, 2) if q is not None and q.scope == Scope.SEQUENCE else (1, 2)
-        p = quantized(q, scores, axes)
+        by_sequence = q is not None and q.scope == Scope.SEQUENCE
+        p = quantized(q, scores, (0, 1, 2) if by_sequence else (1, 2))
         if c.value_term:
             value = value + self.linear(f"{layer}.value_term", x)[:, None]
         return np.einsum("hij,jhd->ihd", p, value).reshape(len(x), -1)

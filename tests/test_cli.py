@@ -20,9 +20,9 @@ import pytest
 import bitm_formats
 from bitm import Model
 from bitm.cli import printable
-from tiny_models import config, encoder, masked_lm, vector
+from tiny_models import classifier, config, encoder, masked_lm, vector
 
-COMMANDS = ("info", "verify", "fill-mask", "bench", "kernels")
+COMMANDS = ("info", "verify", "fill-mask", "classify", "embed", "bench", "kernels")
 PYTHON = [sys.executable, "-m", "bitm.cli"]
 # Where this process finds its modules, whatever the folder that a tool is started in.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -154,6 +154,8 @@ def test_version(tools: Tools) -> None:
         (["verify", "a", "--threads=2x"], "argument --threads: expected 1 to 1024, found '2x'"),
         (["bench", "a", "--warmup", "9999999999"], "expected 0 to 1000000, found '9999999999'"),
         (["bench", "a", "--positions", "some"], "expected one, all or none, found 'some'"),
+        (["embed", "a", "--pooling", "sum"], "expected mean, cls or max, found 'sum'"),
+        (["embed", "a", "--top-k", "2"], "unrecognized arguments: --top-k"),
         (["info", "a", "--activations", "int4"], "expected auto, int8, int16 or float32, found"),
         (["kernels", "--threads", "2"], "unrecognized arguments: --threads"),
         (["kernels", "--kernels", "gemm_w1a8=scalar"], "argument --kernels: needs a model"),
@@ -411,6 +413,60 @@ def test_printable() -> None:
     )
 
 
+# ---- classify, embed ----
+
+
+TEXTS = ("a b c", "w1 w2 d", "zz \x1b[31m [MASK]", "h")
+
+
+@pytest.mark.parametrize(("problem", "n_labels"), [(1, 1), (2, 7), (3, 4), (4, 1)])
+def test_classify(tools: Tools, problem: int, n_labels: int, tmp_path: Path) -> None:
+    written = classifier(np.random.default_rng(problem), n_labels, problem)
+    written.metadata = {"label.1": "fair\x1b", "label.2": "gut \u00fc"}
+    bitm_formats.write(tmp_path / "m.bitm", written)
+    text = tools.output("classify", tmp_path / "m.bitm", *TEXTS)
+    assert text.replace("\n", "").isprintable()
+    assert tools.output("classify", tmp_path / "m.bitm", text="\n\n".join(TEXTS).encode()) == text
+    with Model(tmp_path / "m.bitm") as model:
+        for top_k in (1, 2, 100):
+            expected = model.classify(list(TEXTS), top_k=top_k)
+            words = [*TEXTS, "--top-k", top_k]
+            found = tools.document("classify", tmp_path / "m.bitm", *words)
+            assert [result["labels"] for result in found["results"]] == expected
+    best = tools.output("classify", tmp_path / "m.bitm", TEXTS[0], "--top-k=1")
+    label = expected[0][0]
+    assert best == f"{label['score']:.4f}  {printable(label['label'])}\n"
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+def test_embed(tools: Tools, tiny_model: Path, pooling: str) -> None:
+    lines = tools.output("embed", tiny_model, *TEXTS, "--pooling", pooling).splitlines()
+    document = tools.document("embed", tiny_model, *TEXTS, f"--pooling={pooling}")
+    with Model(tiny_model) as model:
+        expected = model.embed(TEXTS, pooling=pooling)
+    vectors = [result["vector"] for result in document["results"]]
+    np.testing.assert_array_equal(np.array(vectors, np.float32), expected)
+    printed = [[float(number) for number in line.split(" ")] for line in lines]
+    np.testing.assert_array_equal(np.array(printed, np.float32), expected)
+    assert [result["text"] for result in document["results"]] == list(TEXTS)
+
+
+def test_classify_and_embed_fail_alike(
+    tools: Tools, tiny_model: Path, labelled_model: Path
+) -> None:
+    line = tools.complaint(1, "classify", tiny_model, "a")
+    assert line.startswith("bitm: error: NO_HEAD: the model has no sequence classifier")
+    line = tools.complaint(1, "embed", labelled_model, "a")
+    assert line.startswith("bitm: error: NO_VOCABULARY: ")
+    line = tools.complaint(1, "embed", tiny_model, "a " * 40)
+    assert line == (
+        "bitm: error: TOO_LONG: the text has 42 tokens, but the model has 40 positions\n"
+    )
+    for done in tools.run("embed", tiny_model, "a", "b " * 40):
+        assert done.returncode == 1
+        assert done.stderr.startswith(b"bitm: error: TOO_LONG: text 2: the text has 42 tokens")
+
+
 # ---- bench ----
 
 
@@ -467,7 +523,7 @@ def test_bench_refuses_what_the_model_cannot_take(tools: Tools, tiny_model: Path
 # ---- Files, pipes, interrupts ----
 
 
-@pytest.mark.parametrize("command", ["info", "verify", "fill-mask", "bench", "kernels"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_files_that_are_none(tools: Tools, command: str, tmp_path: Path) -> None:
     missing, text = tmp_path / "missing\x1b.bitm", tmp_path / "text.bitm"
     text.write_text("hello")

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import bitm_formats
 import numpy as np
 import pytest
+
+import bitm_formats
 from bert_checkpoints import CONFIG, LAYERS, VOCABULARY, masked_lm_state, one_bit, save
 from bitm_converter import cli, reference
 from bitm_formats import Activation

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import bitm_formats
 import numpy as np
 import numpy.typing as npt
 import pytest
+
+import bitm_formats
 from bert_checkpoints import (
     CONFIG,
     HIDDEN,
@@ -43,8 +44,8 @@ from bitm_converter.errors import (
 )
 from bitm_converter.packing import pack_matrix
 from bitm_converter.recipes import RECIPES, Conversion, Options, choose
-from bitm_converter.reference import erf, evaluate
-from bitm_formats import Activation, DType, Head, Layout, Pooler, Problem, TokenizerFlag
+from bitm_converter.reference import Network, Outputs, erf, evaluate_network
+from bitm_formats import Activation, Config, DType, Head, Layout, Pooler, Problem, TokenizerFlag
 from conftest import needs
 
 
@@ -63,6 +64,12 @@ def batch(vocab_size: int, positions: int, types: int) -> tuple[npt.NDArray[np.i
 
 
 # The evaluation in numpy
+
+
+def evaluate(state: State, config: Config, *inputs: npt.NDArray[np.int64]) -> Outputs:
+    """Runs the tensors of a checkpoint, put into slots by the table of bert_checkpoints."""
+    values = {slot: state[name] for name, slot in SLOTS.items() if name in state}
+    return evaluate_network(Network(config, values.get), *inputs)
 
 
 def test_erf_is_that_of_the_standard_library() -> None:
@@ -152,7 +159,7 @@ def test_activation_functions_are_those_of_transformers(
     state["cls.predictions.transform.LayerNorm.weight"] += 1
     state["bert.embeddings.word_embeddings.weight"][:HIDDEN] = np.eye(HIDDEN)
     ones = np.ones((1, 1), np.int64)
-    logits = evaluate(state.get, conversion.model.config, ones, ones, 0 * ones).logits
+    logits = evaluate(state, conversion.model.config, ones, ones, 0 * ones).logits
     expected = activations.ACT2FN[name](torch.tensor(x[:HIDDEN])).numpy()
     expected = (expected - expected.mean()) / expected.std()
     assert logits is not None
@@ -235,7 +242,7 @@ def test_a_bare_model_has_no_head(pooler: bool, tmp_path: Path) -> None:
     assert conversion.model.config.head == Head.NONE
     assert conversion.model.config.pooler == (Pooler.TANH if pooler else Pooler.NONE)
     ids, mask, types = batch(WORDS, POSITIONS, TYPES)
-    expected = evaluate(state.get, conversion.model.config, ids, mask, types)
+    expected = evaluate(state, conversion.model.config, ids, mask, types)
     found = conversion.evaluate(ids, mask, types)
     assert np.array_equal(found.hidden_states[-1], expected.hidden_states[-1])
 
@@ -819,21 +826,9 @@ def test_a_published_float_model_stays_within_a_thousandth(name: str) -> None:
     model = getattr(transformers, class_name).from_pretrained(folder, config=settings)
     ids, mask, types = batch(config.vocab_size, config.max_positions, config.n_token_types)
     hidden_states, logits = torch_outputs(model, ids, mask, types)
-    names = {
-        **SLOTS,
-        "classifier.weight": "classifier.weight",
-        "classifier.bias": "classifier.bias",
-    }
-    for layer in range(config.n_layers):
-        for tensor, slot in SLOTS.items():
-            if ".layer.0." in tensor:
-                names[tensor.replace(".0.", f".{layer}.")] = slot.replace(".0.", f".{layer}.")
-    weights = {
-        tensor: conversion.model.tensors[slot].to_float32()
-        for tensor, slot in names.items()
-        if slot in conversion.model.tensors
-    }
-    found = evaluate(weights.get, config, ids, mask, types)
+    tensors = conversion.model.tensors
+    values = {slot: tensor.to_float32() for slot, tensor in tensors.items()}
+    found = evaluate_network(Network(config, values.get), ids, mask, types)
     is_real = mask != 0
     for expected, states in zip(hidden_states, found.hidden_states):
         assert np.abs(states - expected)[is_real].max() < 1e-3

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from tiny_models import config, masked_lm
 
 import bitm_formats
 from bitm import Model
 from bitm_formats import Layout
+from tiny_models import config, masked_lm
 
 MODES = ["int8", "int16", "float32"]
 Ints = npt.NDArray[np.int64]
@@ -105,9 +105,10 @@ def test_a_hole_in_the_mask_is_only_a_missing_key(tiny_model: Path) -> None:
 
 
 def test_the_real_model(small_model: Path, mode: str) -> None:
-    with Model(small_model, threads=1, activations=mode) as one, Model(
-        small_model, threads=2, activations=mode
-    ) as two:
+    with (
+        Model(small_model, threads=1, activations=mode) as one,
+        Model(small_model, threads=2, activations=mode) as two,
+    ):
         rows = sequences(one, 3)
         ids, mask = padded(rows, 128)
         found = two.hidden_states(ids, mask)

@@ -1,4 +1,4 @@
-"""Models that define their own arithmetic: quantizers, ternary weights, attention's further forms."""
+"""Models that define their own arithmetic: quantizers, ternary weights, attention's other forms."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from spec_reference import Reference
-from tiny_models import Rng, bit_matrix, config, encoder, float_matrix, masked_lm, vector
 
 import bitm_formats
 from bitm import Model
@@ -21,6 +19,8 @@ from bitm_formats import (
     Scope,
     Tensor,
 )
+from spec_reference import Reference
+from tiny_models import Rng, bit_matrix, config, encoder, float_matrix, masked_lm, vector
 
 LINEARS = ("query", "key", "value", "attention_output", "intermediate", "output")
 
@@ -46,8 +46,8 @@ def asymmetric(bits: int, scope: Scope) -> Quantizer:
     return Quantizer(QuantizerKind.DYN_ASYM, scope, 0, 2**bits - 1, eps=1e-8)
 
 
-# The quantizer of linears' inputs, that of the input of `output` (which follows the activation), those
-# of query, key and value, and that of probabilities.
+# The quantizer of linears' inputs, that of the input of `output` (which follows the activation),
+# those of query, key and value, and that of probabilities.
 Quantizers = tuple[Quantizer, Quantizer, "Quantizer | None", "Quantizer | None"]
 BY_SEQUENCE, BY_TOKEN = Scope.SEQUENCE, Scope.TOKEN
 FORMS: dict[str, Quantizers] = {
@@ -115,7 +115,8 @@ def ternary(rng: Rng, rows: int, columns: int) -> Tensor:
 def make_ternary(model: ModelFile, rng: Rng) -> ModelFile:
     for name, tensor in model.tensors.items():
         if name.startswith("layers.") and tensor.dtype == DType.BIT1:
-            model.tensors[name] = ternary(rng, *tensor.shape)
+            rows, columns = tensor.shape
+            model.tensors[name] = ternary(rng, rows, columns)
     return model
 
 
@@ -306,5 +307,3 @@ def test_a_sign_model_runs_no_float_product_in_its_layers(tmp_path: Path) -> Non
     with Model(tmp_path / "m.bitm") as runtime:
         products = runtime.info["kernels"]
     assert {op for op in products if op.startswith("gemm_")} == {"gemm_w1sign", "gemm_w1planes"}
-
-

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from malformed import Case, cases, full_model, mutant
 
 from bitm_formats import FormatError, Status, read, to_bytes
+from malformed import Case, cases, full_model, mutant
 
 SPEC = Path(__file__).parents[1] / "formats" / "SPEC.md"
 NativeStatus = Callable[[bytes, bool], str]

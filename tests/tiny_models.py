@@ -110,9 +110,25 @@ def masked_lm(rng: Rng, c: Config | None = None, **layouts: object) -> ModelFile
     tensors["mlm.norm.gain"] = vector(rng, c.hidden_size)
     tensors["mlm.norm.bias"] = vector(rng, c.hidden_size)
     tensors["mlm.decoder.bias"] = vector(rng, c.vocab_size)
+    return _named(ModelFile(c, tensors, {}, None, {}), _words(c))
+
+
+def classifier(rng: Rng, n_labels: int, problem: int) -> ModelFile:
+    """A sequence classifier with a small vocabulary, whose logits are of either sign."""
+    c = config(
+        head=3, n_labels=n_labels, problem=problem, pooler=1, head_activation=0, head_norm_eps=0.0
+    )
+    tensors = encoder(rng, c)
+    pooler = np.eye(c.hidden_size, dtype=np.float32) / 10
+    tensors["pooler.weight"] = Tensor.from_float(pooler, DType.F32)
+    tensors["classifier.weight"] = float_matrix(rng, n_labels, c.hidden_size)
+    return _named(ModelFile(c, tensors, {}, None, {}), _words(c))
+
+
+def _words(c: Config) -> list[str]:
     words = [f"w{i}" for i in range(c.vocab_size - len(SPECIAL_TOKENS) - 26)]
     letters = [chr(ord("a") + i) for i in range(26)]
-    return _named(ModelFile(c, tensors, {}, None, {}), SPECIAL_TOKENS + letters + words)
+    return SPECIAL_TOKENS + letters + words
 
 
 def with_vocabulary(vocabulary: list[str], lowercase: bool, strip_accents: bool) -> ModelFile:

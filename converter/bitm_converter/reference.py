@@ -14,7 +14,6 @@ other; H is the hidden size.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -102,17 +101,6 @@ def evaluate_network(
     if logits is not None and network.config.head != Head.CLASSIFIER:
         logits = unpack(logits)
     return Outputs([unpack(x) for x in states], logits)
-
-
-def evaluate(
-    weights: Weights, config: Config, input_ids: Ids, attention_mask: Ids, token_type_ids: Ids
-) -> Outputs:
-    """Runs a plain BERT, whose weights go by the names of transformers' BertFor... classes."""
-
-    def by_slot(slot: str) -> Array | None:
-        return next((w for name in _plain_names(slot) if (w := weights(name)) is not None), None)
-
-    return evaluate_network(Network(config, by_slot), input_ids, attention_mask, token_type_ids)
 
 
 class _Run:
@@ -286,45 +274,6 @@ def quantize(
         return step * np.clip(np.round((z - least) / step), 0, hi) + least
     r = z.max(axes, keepdims=True) - least + quantizer.eps
     return np.round((z - least) / np.where(r > 0, r, 1) * hi) / hi * r + least
-
-
-# Names of a plain BERT
-
-_BODY_NAMES = {
-    "embeddings.word": "embeddings.word_embeddings",
-    "embeddings.position": "embeddings.position_embeddings",
-    "embeddings.token_type": "embeddings.token_type_embeddings",
-    "embeddings.norm": "embeddings.LayerNorm",
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "attention_output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "intermediate": "intermediate.dense",
-    "output": "output.dense",
-    "output_norm": "output.LayerNorm",
-    "pooler": "pooler.dense",
-}
-_HEAD_NAMES = {
-    "mlm.transform": ("cls.predictions.transform.dense",),
-    "mlm.norm": ("cls.predictions.transform.LayerNorm",),
-    "mlm.decoder": ("cls.predictions.decoder", "cls.predictions"),
-    "classifier": ("classifier", "qa_outputs"),
-}
-_SLOT = re.compile(r"(?:layers\.(\d+)\.)?(.+)\.(weight|bias|gain)")
-
-
-def _plain_names(slot: str) -> list[str]:
-    """The names under which a plain BERT may have what is in a slot; none for what it has not."""
-    match = _SLOT.fullmatch(slot)
-    if match is None:
-        return []
-    layer, stem, leaf = match.groups()
-    stems = _HEAD_NAMES.get(stem, ())
-    if stem in _BODY_NAMES:
-        place = "" if layer is None else f"encoder.layer.{layer}."
-        stems = (f"bert.{place}{_BODY_NAMES[stem]}",)
-    return [f"{name}.{'bias' if leaf == 'bias' else 'weight'}" for name in stems]
 
 
 # Activation functions

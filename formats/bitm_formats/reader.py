@@ -368,16 +368,22 @@ def check_all(tables: Tables, content: bytes) -> None:
     """Step 13 for a file that passed steps 1 to 12."""
     for entry in tables.tensors.values():
         end = entry.data_offset + entry.data_bytes
-        check_data(entry, content[entry.data_offset : end], content[end : align64(end)])
+        data = content[entry.data_offset : end]
+        _check_checksum(entry, data)
+        check_data(entry, data, content[end : align64(end)])
+
+
+def _check_checksum(entry: TensorEntry, data: Buffer) -> None:
+    found = crc32c(data)
+    if found != entry.crc32c:
+        message = f"the data's checksum is {found:08x}, expected {entry.crc32c:08x}"
+        raise FormatError(Status.FILE_TENSOR_CHECKSUM, f"tensor {entry.name}: {message}")
 
 
 def check_data(entry: TensorEntry, data: Buffer, padding: bytes) -> None:
-    """Step 13 for one tensor: its data, and the bytes from their end to a multiple of 64."""
+    """Step 13 after the checksum, for one tensor: its data, and the bytes from their end to a
+    multiple of 64."""
     title = f"tensor {entry.name}"
-    found = crc32c(data)
-    if found != entry.crc32c:
-        message = f"{title}: the data's checksum is {found:08x}, expected {entry.crc32c:08x}"
-        raise FormatError(Status.FILE_TENSOR_CHECKSUM, message)
     dtype = DType(entry.dtype)
     elements = _elements(entry, data)
     if dtype in (DType.BIT1, DType.TERN):

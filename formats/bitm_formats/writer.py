@@ -131,6 +131,7 @@ class _Plan:
         )[:HEADER_CRC_OFFSET]
         tables = header + struct.pack("<I", crc32c(header)) + body
         checked = check_opening(tables, place)
+        # The entries' checksums were made from these very data a moment ago.
         for entry, octets in zip(checked.tensors.values(), data):
             check_data(entry, octets, _padding(octets.nbytes))
         return cls(tables, data, place)

@@ -189,9 +189,18 @@ BITM_API size_t bitm_kernels(const bitm_model *model, bitm_kernel *kernels, size
 
 /* ---- Text ---- */
 
-/* Text -> [CLS] pieces [SEP].  Writes at most `capacity` ids; *n_ids is how many there are. */
+/* The bytes [begin, end) of a text. */
+typedef struct bitm_span {
+    size_t begin;
+    size_t end;
+} bitm_span;
+
+/* Text -> [CLS] pieces [SEP].  Writes at most `capacity` ids; *n_ids is how many there are.  spans,
+ * which may be NULL, has room for as many, and says where in the text each id comes from; [0, 0)
+ * for the [CLS] and [SEP] that are added. */
 BITM_API bitm_status bitm_tokenize(const bitm_model *model, const char *text, size_t n_bytes,
-                                   int32_t *ids, size_t capacity, size_t *n_ids, bitm_error *err);
+                                   int32_t *ids, bitm_span *spans, size_t capacity, size_t *n_ids,
+                                   bitm_error *err);
 
 /* Ids -> text as transformers' decode() gives.  Writes at most `capacity` bytes, the last of them
  * 0; *n_bytes is the length without it. */
@@ -208,7 +217,7 @@ typedef struct bitm_session bitm_session;
 
 /* Arithmetic of activations where the file leaves it open (weights-only models). */
 typedef enum bitm_activations {
-    BITM_ACTIVATIONS_AUTO = 0, /* the fastest that keeps the model's accuracy: int8 */
+    BITM_ACTIVATIONS_AUTO = 0, /* the fastest that keeps the model's answers: int16 */
     BITM_ACTIVATIONS_INT8 = 1,
     BITM_ACTIVATIONS_INT16 = 2,
     BITM_ACTIVATIONS_FLOAT32 = 3
@@ -284,6 +293,12 @@ BITM_API bitm_status bitm_run_top_k(bitm_session *session, const bitm_batch *bat
 BITM_API bitm_status bitm_fill_mask(bitm_session *session, const char *text, size_t n_bytes,
                                     uint32_t top_k, bitm_prediction *predictions, size_t capacity,
                                     size_t *n_masks, bitm_error *err);
+
+/* Softmax of each row of x [n_rows, n_columns], in place: a classifier's scores from its logits. */
+BITM_API bitm_status bitm_softmax(float *x, size_t n_rows, size_t n_columns, bitm_error *err);
+
+/* 1 / (1 + e^-x) of each of n elements, in place: scores of labels that exclude no other. */
+BITM_API bitm_status bitm_sigmoid(float *x, size_t n, bitm_error *err);
 
 /* cffi: end */
 

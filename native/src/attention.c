@@ -149,22 +149,27 @@ static head open_head(const work *w, uint32_t task, uint32_t worker)
 {
     const bitm_backend *backend = w->backend;
     const bitm_file_config *config = backend->network->config;
-    const bitm_attention_buffers *buffers = &backend->attention;
     head h = {.w = w, .sequence = task / config->n_heads, .number = task % config->n_heads};
     h.first = w->spans->first[h.sequence];
     h.n_tokens = w->spans->first[h.sequence + 1] - h.first;
     h.place = (size_t)h.number * config->head_size;
-    h.scores = buffers->scores + (size_t)worker * backend->max_length;
-    if (buffers->planes == NULL) return h;
+    h.scores = backend->attention.scores + (size_t)worker * backend->max_length;
+    return h;
+}
+
+/* Gives the head its room for quantized operands. */
+static void open_room(head *h, uint32_t worker)
+{
+    const bitm_backend *backend = h->w->backend;
+    const bitm_attention_buffers *buffers = &backend->attention;
     head_room room = room_of(backend->network, backend->max_length);
     uint64_t *planes = buffers->planes + worker * buffers->plane_words;
-    h.keys = planes + room.keys;
-    h.values = planes + room.values;
-    h.query = planes + room.query;
-    h.probabilities = planes + room.probabilities;
-    h.codes = (int16_t *)(void *)(planes + room.codes);
-    h.value_sums = (int32_t *)(void *)(planes + room.value_sums);
-    return h;
+    h->keys = planes + room.keys;
+    h->values = planes + room.values;
+    h->query = planes + room.query;
+    h->probabilities = planes + room.probabilities;
+    h->codes = (int16_t *)(void *)(planes + room.codes);
+    h->value_sums = (int32_t *)(void *)(planes + room.value_sums);
 }
 
 /* Softmax attention of floats. */
@@ -229,7 +234,7 @@ static void integer_products(const head *h, size_t i)
     backend->kernels->pack_planes(codes_of(h, QUERY, i), 1, head_size, query.n_planes, h->query);
     bitm_planes key = planes_of(w->layer->quantize_key, h->keys);
     float step = buffers->step[QUERY][h->first + i];
-    for (size_t j = 0; j < h->n_tokens; j++, key.bits += key.n_planes * words)
+    for (size_t j = 0; j < h->n_tokens; j++, key.bits += (size_t)key.n_planes * words)
         h->scores[j] = (float)backend->kernels->dot_planes(&query, &key, words) *
                        (step * buffers->step[KEY][h->first + j]);
 }
@@ -308,6 +313,7 @@ static void extremes_task(void *context, uint32_t task, uint32_t worker)
 {
     const work *w = context;
     head h = open_head(w, task, worker);
+    open_room(&h, worker);
     const bitm_file_config *config = w->backend->network->config;
     bitm_quantization quantization = bitm_quantizer_begin(w->layer->quantize_probabilities, NULL);
     float *extremes = extremes_of(w->backend, h.sequence, h.number);
@@ -377,7 +383,7 @@ static void integer_context(const head *h, float step, float base, int32_t code_
         float c = (float)backend->kernels->dot_planes(&p, &v, words) * (step * value_step);
         c = fmaf(base * value_step, (float)h->value_sums[d], c);
         context[d] = fmaf(value_base, sum, c);
-        v.bits += v.n_planes * words;
+        v.bits += (size_t)v.n_planes * words;
     }
 }
 
@@ -411,6 +417,7 @@ static void general_task(void *argument, uint32_t task, uint32_t worker)
     const bitm_network *network = backend->network;
     const bitm_file_quantizer *quantizer = w->layer->quantize_probabilities;
     head h = open_head(w, task, worker);
+    open_room(&h, worker);
     if (w->integer_scores) pack_keys(&h);
     if (w->integer_context) pack_values(&h);
     for (size_t i = 0; i < h.n_tokens; i++) {

@@ -16,15 +16,6 @@ typedef struct bitm_spans {
     const uint32_t *first; /* [n + 1] */
 } bitm_spans;
 
-/* The forms in which a linear takes its inputs. */
-typedef enum bitm_input_form {
-    BITM_INPUT_FLOAT,
-    BITM_INPUT_I8,
-    BITM_INPUT_I16,
-    BITM_INPUT_SIGN,  /* two planes of bits: nonzero, positive */
-    BITM_INPUT_PLANES /* the planes of two's complement codes of few bits */
-} bitm_input_form;
-
 /* Buffers for the inputs of the linear at work, as its kernel wants them. */
 typedef struct bitm_input_buffers {
     void *codes;   /* [max_tokens, widest input] of int8 or int16, or as many bits in planes */
@@ -93,5 +84,10 @@ void bitm_backend_activate(bitm_backend *backend, uint32_t activation, uint32_t 
 
 /* The ops that a network runs with these activations: bit i for bitm_op i. */
 uint64_t bitm_backend_ops(const bitm_network *network, bitm_activations activations);
+
+/* Packs the weights of a bound network as its kernels want them, in every activation mode.  The
+ * arena measures first and places in a second call; a kernel that reads the file's layout takes
+ * nothing. */
+void bitm_backend_pack(bitm_network *network, const bitm_kernel_table *kernels, bitm_arena *arena);
 
 #endif

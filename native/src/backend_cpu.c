@@ -2,8 +2,9 @@
 #include "inputs.h"
 
 enum {
-    TASK_OUTPUTS = 64, /* outputs of a product that one task computes, for all tokens */
-    TASK_TOKENS = 8,   /* tokens that one task of the other operations treats */
+    TASK_OUTPUTS = 64,  /* outputs of a product that one task computes at least */
+    TASKS_A_THREAD = 2, /* so that threads end together */
+    TASK_TOKENS = 8,    /* tokens that one task of the other operations treats */
 };
 
 static uint32_t n_blocks(uint32_t n, uint32_t block)
@@ -92,20 +93,40 @@ void bitm_backend_layout(bitm_backend *backend, bitm_arena *arena, uint32_t max_
 
 /* ---- Linears ---- */
 
-/* A product with the kernel that runs it. */
+/* A product with the kernel that runs it, cut into tasks of blocks of tokens and outputs. */
 typedef struct product {
     bitm_gemm gemm;
     bitm_gemm_fn *run;
-    uint32_t n_tokens;
-    uint32_t n_outputs;
+    uint32_t n_tokens, task_tokens;
+    uint32_t n_outputs, task_outputs;
 } product;
 
 static void product_task(void *context, uint32_t task, uint32_t worker)
 {
     const product *p = context;
-    uint32_t output = task * TASK_OUTPUTS;
+    uint32_t n_across = n_blocks(p->n_outputs, p->task_outputs);
+    uint32_t token = task / n_across * p->task_tokens, output = task % n_across * p->task_outputs;
     (void)worker;
-    p->run(&p->gemm, 0, p->n_tokens, output, smaller(TASK_OUTPUTS, p->n_outputs - output));
+    p->run(&p->gemm, token, smaller(p->task_tokens, p->n_tokens - token), output,
+           smaller(p->task_outputs, p->n_outputs - output));
+}
+
+/* Shares out outputs where weights are what the kernel prepares; otherwise tokens, and outputs only
+ * where there are too few of them for all threads. */
+static void run_product(bitm_pool *pool, const bitm_packing *packing, product *p)
+{
+    uint32_t block = packing != NULL ? packing->token_block : 0;
+    uint32_t n_wanted = pool->n_threads > 1 ? pool->n_threads * TASKS_A_THREAD : 1;
+    p->task_tokens = p->n_tokens;
+    p->task_outputs = TASK_OUTPUTS;
+    if (block > 0) {
+        p->task_tokens = n_blocks(n_blocks(p->n_tokens, n_wanted), block) * block;
+        n_wanted = n_blocks(n_wanted, n_blocks(p->n_tokens, p->task_tokens));
+        p->task_outputs = n_blocks(n_blocks(p->n_outputs, n_wanted), TASK_OUTPUTS) * TASK_OUTPUTS;
+    }
+    uint32_t n_tasks =
+        n_blocks(p->n_tokens, p->task_tokens) * n_blocks(p->n_outputs, p->task_outputs);
+    bitm_pool_run(pool, n_tasks, product_task, p);
 }
 
 /* The op of a branch's product, by the dtype of its weights and the form of its inputs. */
@@ -185,6 +206,41 @@ uint64_t bitm_backend_ops(const bitm_network *network, bitm_activations activati
     return ops;
 }
 
+/* Modes of one packing, as a rule 8 and 16 bits, share what is packed. */
+static void pack_branch(bitm_branch *branch, const bitm_linear *linear,
+                        const bitm_kernel_table *kernels, bitm_arena *arena)
+{
+    const bitm_packing *packings[BITM_N_INPUT_FORMS] = {NULL};
+    uint32_t dtype = branch->weight.tensor->dtype, n_planes = dtype == BITM_DTYPE_TERN ? 2 : 1;
+    for (int mode = BITM_ACTIVATIONS_INT8; mode <= BITM_ACTIVATIONS_FLOAT32; mode++) {
+        bitm_input_form form = bitm_inputs_form((bitm_activations)mode, branch);
+        const bitm_packing *packing = kernels->packing[product_op(dtype, form)];
+        if (packing == NULL || packings[form] != NULL) continue;
+        uint32_t same = 0;
+        while (same < BITM_N_INPUT_FORMS && packings[same] != packing)
+            same++;
+        packings[form] = packing;
+        if (same < BITM_N_INPUT_FORMS) {
+            branch->packed[form] = branch->packed[same];
+            continue;
+        }
+        void *room =
+            bitm_arena_take(arena, packing->n_bytes(n_planes, linear->rows, linear->columns), 1);
+        if (room != NULL)
+            packing->pack(branch->weight.data, n_planes, linear->rows, linear->columns, room);
+        branch->packed[form] = room;
+    }
+}
+
+void bitm_backend_pack(bitm_network *network, const bitm_kernel_table *kernels, bitm_arena *arena)
+{
+    bitm_linear *linear;
+    /* Not const: the network is the caller's to change. */
+    for (uint32_t i = 0; (linear = (bitm_linear *)bitm_network_linear(network, i)) != NULL; i++)
+        for (uint32_t k = 0; k < linear->n_branches; k++)
+            pack_branch(&linear->branches[k], linear, kernels, arena);
+}
+
 void bitm_backend_linears(bitm_backend *backend, uint32_t n_linears,
                           const bitm_linear *const linears[], const float *x, uint32_t n_tokens,
                           const bitm_spans *spans, float *const outputs[])
@@ -197,7 +253,9 @@ void bitm_backend_linears(bitm_backend *backend, uint32_t n_linears,
             const bitm_branch *branch = &linear->branches[k];
             bitm_inputs_make(backend, branch, last, x, n_tokens, linear->columns, spans, &inputs);
             last = branch;
+            bitm_op op = product_op(branch->weight.tensor->dtype, inputs.form);
             product p = {.gemm = {.weights = branch->weight.data,
+                                  .packed = branch->packed[inputs.form],
                                   .n_rows = linear->rows,
                                   .n_inputs = linear->columns,
                                   .row_scale = branch->row_scale,
@@ -214,12 +272,10 @@ void bitm_backend_linears(bitm_backend *backend, uint32_t n_linears,
                                   .outputs = outputs[i],
                                   .output_stride = linear->rows,
                                   .accumulate = k > 0},
-                         .run =
-                             product_kernel(backend->kernels,
-                                            product_op(branch->weight.tensor->dtype, inputs.form)),
+                         .run = product_kernel(backend->kernels, op),
                          .n_tokens = n_tokens,
                          .n_outputs = linear->rows};
-            bitm_pool_run(&backend->pool, n_blocks(p.n_outputs, TASK_OUTPUTS), product_task, &p);
+            run_product(&backend->pool, backend->kernels->packing[op], &p);
         }
     }
 }

@@ -7,6 +7,7 @@
 
 typedef enum bitm_tier {
     BITM_TIER_SCALAR, /* plain C */
+    BITM_TIER_AVX2,   /* x86-64 with AVX2, FMA, F16C and POPCNT, ymm registers kept by the system */
 } bitm_tier;
 
 /* Whether this machine runs code of the tier. */

@@ -177,3 +177,29 @@ void bitm_head_tokens(bitm_session *session, const bitm_row *rows, uint32_t n_ro
     scatter_linear(session, &session->model->network.classifier, session->head_input, rows, n_rows,
                    output);
 }
+
+/* ---- Scores ---- */
+
+bitm_status bitm_softmax(float *x, size_t n_rows, size_t n_columns, bitm_error *err)
+{
+    BITM_CHECK(x != NULL && n_rows > 0 && n_columns > 0 && n_columns <= UINT32_MAX, BITM_ARGUMENT,
+               err, "softmax: expected rows of 1 to 2^32 - 1 columns");
+    for (size_t row = 0; row < n_rows; row++, x += n_columns) {
+        /* Every kernel of this operation gives the same bits, so no model is needed. */
+        float sum = bitm_exp_sum__scalar(x, (uint32_t)n_columns);
+        for (size_t i = 0; i < n_columns; i++)
+            x[i] /= sum;
+    }
+    return BITM_OK;
+}
+
+/* By e^-abs(x), which cannot overflow. */
+bitm_status bitm_sigmoid(float *x, size_t n, bitm_error *err)
+{
+    BITM_CHECK(x != NULL && n > 0, BITM_ARGUMENT, err, "sigmoid: expected at least one element");
+    for (size_t i = 0; i < n; i++) {
+        float t = bitm_exp(-fabsf(x[i]));
+        x[i] = (x[i] >= 0.0F ? 1.0F : t) / (1.0F + t);
+    }
+    return BITM_OK;
+}

@@ -160,7 +160,7 @@ static void join_extremes(const work *w, const bitm_spans *spans)
     float *extremes = w->backend->inputs.extremes;
     for (uint32_t s = 0; s < spans->n; s++) {
         uint32_t first = spans->first[s], end = spans->first[s + 1];
-        float least = extremes[first * 2], greatest = extremes[first * 2 + 1];
+        float least = extremes[(size_t)first * 2], greatest = extremes[(size_t)first * 2 + 1];
         for (size_t t = first; t < end; t++) {
             least = extremes[t * 2] < least ? extremes[t * 2] : least;
             greatest = extremes[t * 2 + 1] > greatest ? extremes[t * 2 + 1] : greatest;

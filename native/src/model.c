@@ -77,6 +77,22 @@ static bitm_status lay_out(const bitm_file *file, bitm_arena *arena, bitm_model 
     return bitm_tokenizer_init(&(*model)->tokenizer, &vocabulary, index, err);
 }
 
+/* Weights as the kernels want them: of a model laid out, whose kernels are chosen. */
+static bitm_status pack_weights(bitm_model *model, bitm_error *err)
+{
+    bitm_arena measure = {0}, arena;
+    model->packed_allocation = NULL;
+    bitm_backend_pack(&model->network, &model->kernels, &measure);
+    BITM_CHECK(!measure.overflow, BITM_NO_MEMORY, err,
+               "the packed weights need more memory than this machine can address");
+    model->packed_bytes = measure.n_used;
+    if (measure.n_used == 0) return BITM_OK;
+    BITM_TRY(bitm_allocate_arena(&model->allocator, measure.n_used, &arena,
+                                 &model->packed_allocation, err));
+    bitm_backend_pack(&model->network, &model->kernels, &arena);
+    return BITM_OK;
+}
+
 static bitm_status open_bytes(const void *bytes, uint64_t n_bytes,
                               const bitm_model_options *options, bitm_model **model,
                               bitm_error *err)
@@ -95,15 +111,18 @@ static bitm_status open_bytes(const void *bytes, uint64_t n_bytes,
     void *allocation;
     BITM_TRY(bitm_allocate_arena(&allocator, measure.n_used, &arena, &allocation, err));
     bitm_status status = lay_out(&file, &arena, &opened, err);
+    if (status == BITM_OK) {
+        opened->allocator = allocator;
+        opened->allocation = allocation;
+        opened->allocation_bytes = measure.n_used;
+        opened->mapping = (bitm_mapping){0};
+        opened->kernels = kernels;
+        status = pack_weights(opened, err);
+    }
     if (status != BITM_OK) {
         allocator.release(allocator.context, allocation);
         return status;
     }
-    opened->allocator = allocator;
-    opened->allocation = allocation;
-    opened->allocation_bytes = measure.n_used;
-    opened->mapping = (bitm_mapping){0};
-    opened->kernels = kernels;
     *model = opened;
     return BITM_OK;
 }
@@ -161,6 +180,8 @@ void bitm_model_close(bitm_model *model)
     if (model == NULL) return;
     bitm_allocator allocator = model->allocator;
     bitm_os_unmap_file(&model->mapping);
+    if (model->packed_allocation != NULL)
+        allocator.release(allocator.context, model->packed_allocation);
     allocator.release(allocator.context, model->allocation);
 }
 
@@ -222,7 +243,7 @@ bitm_status bitm_model_info(const bitm_model *model, bitm_model_properties *prop
         .pad_id = config->pad_id,
         .mask_id = config->mask_id,
         .file_bytes = header->file_bytes,
-        .model_bytes = model->allocation_bytes,
+        .model_bytes = model->allocation_bytes + model->packed_bytes,
         .quantizes_activations = header->n_quantizers > 0,
     };
     count_tensors(&model->file, &known);
@@ -279,13 +300,14 @@ bitm_status bitm_model_needs_vocabulary(const bitm_model *model, bitm_error *err
 }
 
 bitm_status bitm_tokenize(const bitm_model *model, const char *text, size_t n_bytes, int32_t *ids,
-                          size_t capacity, size_t *n_ids, bitm_error *err)
+                          bitm_span *spans, size_t capacity, size_t *n_ids, bitm_error *err)
 {
     BITM_CHECK(model != NULL && (text != NULL || n_bytes == 0) && n_ids != NULL &&
                    (ids != NULL || capacity == 0),
                BITM_ARGUMENT, err, "model, text, ids and n_ids must be given");
     BITM_TRY(bitm_model_needs_vocabulary(model, err));
-    return bitm_tokenizer_encode(&model->tokenizer, text, n_bytes, true, ids, capacity, n_ids, err);
+    return bitm_tokenizer_encode(&model->tokenizer, text, n_bytes, true, ids, spans, capacity,
+                                 n_ids, err);
 }
 
 bitm_status bitm_decode(const bitm_model *model, const int32_t *ids, size_t n_ids,

@@ -17,6 +17,8 @@ struct bitm_model {
     bitm_allocator allocator;
     void *allocation; /* everything below, and what it points to beside the file */
     size_t allocation_bytes;
+    void *packed_allocation; /* weights as the kernels want them; NULL: none are packed */
+    size_t packed_bytes;
     bitm_mapping mapping; /* n_bytes 0: the file lies in the caller's memory */
     bitm_file file;
     bitm_network network;

@@ -14,19 +14,32 @@ typedef struct bitm_matrix {
     const float *scales, *offsets;  /* by the layouts; NULL: none */
 } bitm_matrix;
 
+/* The forms in which a linear takes its inputs. */
+typedef enum bitm_input_form {
+    BITM_INPUT_FLOAT,
+    BITM_INPUT_I8,
+    BITM_INPUT_I16,
+    BITM_INPUT_SIGN,  /* two planes of bits: nonzero, positive */
+    BITM_INPUT_PLANES /* the planes of two's complement codes of few bits */
+} bitm_input_form;
+
+enum { BITM_N_INPUT_FORMS = BITM_INPUT_PLANES + 1 };
+
 /* One of the up to two summands of a linear: W Q(x) + bias. */
 typedef struct bitm_branch {
     bitm_matrix weight;
-    const bitm_file_quantizer *quantizer; /* NULL: the runtime chooses */
-    const float *shift;                   /* [columns], NULL: none */
-    const float *rms_gain;                /* [columns], NULL: no RMS norm */
-    const float *bias;                    /* [rows], zeros where the file has none */
-    const float *row_scale;               /* [rows], whatever the layout; ones with layout column */
-    const float *row_offset;              /* [rows]; NULL: no offsets; ones with layout column */
-    const float *row_base;                /* [rows], row_scale * sum of the row's codes, where the
-                                             quantizer's values have a base; otherwise NULL */
-    const float *column_scale;            /* [columns]; NULL: none */
-    const float *column_offset;           /* [columns]; NULL: none */
+    const void *packed[BITM_N_INPUT_FORMS]; /* the weight as the kernel of a form packs it; NULL:
+                                               it reads the file's; bitm_backend_pack sets them */
+    const bitm_file_quantizer *quantizer;   /* NULL: the runtime chooses */
+    const float *shift;                     /* [columns], NULL: none */
+    const float *rms_gain;                  /* [columns], NULL: no RMS norm */
+    const float *bias;                      /* [rows], zeros where the file has none */
+    const float *row_scale;     /* [rows], whatever the layout; ones with layout column */
+    const float *row_offset;    /* [rows]; NULL: no offsets; ones with layout column */
+    const float *row_base;      /* [rows], row_scale * sum of the row's codes, where the
+                                   quantizer's values have a base; otherwise NULL */
+    const float *column_scale;  /* [columns]; NULL: none */
+    const float *column_offset; /* [columns]; NULL: none */
 } bitm_branch;
 
 enum { BITM_MAX_BRANCHES = 2 };

@@ -45,7 +45,7 @@ static bitm_status read_limits(const bitm_model *model, const bitm_session_optio
     BITM_CHECK(options->activations <= BITM_ACTIVATIONS_FLOAT32, BITM_ARGUMENT, err,
                "activations is %u, expected a bitm_activations", options->activations);
     l->activations = options->activations == BITM_ACTIVATIONS_AUTO
-                         ? BITM_ACTIVATIONS_INT8
+                         ? BITM_ACTIVATIONS_INT16
                          : (bitm_activations)options->activations;
     return BITM_OK;
 }
@@ -422,9 +422,10 @@ static bitm_status run(bitm_session *session, const bitm_batch *given, float *ou
         BITM_TRY(plan_hidden(config, &j, err));
     else
         BITM_TRY(plan_logits(config, &j, err));
-    size_t expected = n_rows_of(&j) * j.width;
-    BITM_CHECK(output != NULL && n_output == expected, BITM_ARGUMENT, err,
-               "output has room for %zu floats, expected %zu", n_output, expected);
+    size_t n_rows = n_rows_of(&j);
+    BITM_CHECK(output != NULL && n_output / j.width == n_rows && n_output % j.width == 0,
+               BITM_ARGUMENT, err, "output has room for %zu floats, expected %zu times %zu",
+               n_output, n_rows, j.width);
     return run_job(session, &j, err);
 }
 
@@ -461,9 +462,10 @@ static bitm_status run_top_k(bitm_session *session, const bitm_batch *given, uin
              .width = top_k,
              .candidates = {.targets = targets, .n = n, .top_k = top_k},
              .predictions = predictions};
-    size_t expected = n_rows_of(&j) * j.width;
-    BITM_CHECK(predictions != NULL && n_predictions == expected, BITM_ARGUMENT, err,
-               "room for %zu predictions, expected %zu", n_predictions, expected);
+    size_t n_rows = n_rows_of(&j);
+    BITM_CHECK(predictions != NULL && n_predictions / top_k == n_rows && n_predictions % top_k == 0,
+               BITM_ARGUMENT, err, "room for %zu predictions, expected %zu times %u", n_predictions,
+               n_rows, top_k);
     return run_job(session, &j, err);
 }
 
@@ -488,7 +490,7 @@ static bitm_status fill_mask(bitm_session *session, const char *text, size_t n_b
                "text and n_masks must be given");
     BITM_TRY(bitm_model_needs_vocabulary(model, err));
     size_t n_ids;
-    BITM_TRY(bitm_tokenizer_encode(&model->tokenizer, text, n_bytes, true, session->text_ids,
+    BITM_TRY(bitm_tokenizer_encode(&model->tokenizer, text, n_bytes, true, session->text_ids, NULL,
                                    session->max_length, &n_ids, err));
     BITM_CHECK(n_ids <= session->max_length, BITM_TOO_LONG, err,
                "the text has %zu tokens, expected at most %u", n_ids, session->max_length);

@@ -25,10 +25,14 @@ bitm_status bitm_fail(bitm_error *err, bitm_status status, const char *format, .
         if (try_status_ != BITM_OK) return try_status_;                                            \
     } while (0)
 
-/* BITM_CHECK(condition, status, err, format, ...): fails with the message unless condition. */
+/* BITM_CHECK(condition, status, err, format, ...): fails with the message unless condition.  It
+ * returns `status` itself, so that static analysis of one file knows that it is not BITM_OK. */
 #define BITM_CHECK(condition, status, err, ...)                                                    \
     do {                                                                                           \
-        if (!(condition)) return bitm_fail(err, status, __VA_ARGS__);                              \
+        if (!(condition)) {                                                                        \
+            (void)bitm_fail(err, status, __VA_ARGS__);                                             \
+            return status;                                                                         \
+        }                                                                                          \
     } while (0)
 
 #endif

@@ -64,9 +64,18 @@ bitm_char_kind bitm_char_kind_of(uint32_t code_point)
     return (bitm_char_kind)(traits_of(code_point) & TRAITS_KIND_MASK);
 }
 
+static bool is_dropped_mark(unsigned traits)
+{
+    return (traits & TRAITS_KIND_MASK) == BITM_CHAR_MARK;
+}
+
+_Static_assert(N_CHAR_ORDERS == BITM_CHAR_ORDERS, "made for another text.h");
+
 unsigned bitm_char_order(uint32_t code_point)
 {
-    return traits_of(code_point) >> TRAITS_ORDER_SHIFT;
+    unsigned traits = traits_of(code_point);
+    if (is_dropped_mark(traits)) return traits >> TRAITS_PLACE_SHIFT;
+    return 2 * (traits >> TRAITS_RANK_SHIFT);
 }
 
 /* Hangul syllables are numbered by lead, vowel and tail (The Unicode Standard, section 3.12); the
@@ -106,6 +115,13 @@ static size_t decompose(uint32_t code_point, uint32_t parts[BITM_NORMALIZED_MAX]
     return n_parts;
 }
 
+/* The traits of a mark that is dropped hold its place where others have flags. */
+static bool has_lowercase(uint32_t code_point)
+{
+    unsigned traits = traits_of(code_point);
+    return !is_dropped_mark(traits) && (traits & TRAITS_HAS_LOWERCASE) != 0;
+}
+
 /* code_point is one whose TRAITS_HAS_LOWERCASE is set: it is in the last range that begins at or
  * before it. */
 static uint32_t lowercase_of(uint32_t code_point)
@@ -137,9 +153,7 @@ size_t bitm_char_normalize(uint32_t code_point, bool strip_accents, bool lowerca
     }
     if (!lowercase) return n_parts;
     for (size_t i = 0; i < n_parts; i++) {
-        if ((traits_of(normalized[i]) & TRAITS_HAS_LOWERCASE) != 0) {
-            normalized[i] = lowercase_of(normalized[i]);
-        }
+        if (has_lowercase(normalized[i])) normalized[i] = lowercase_of(normalized[i]);
     }
     if (code_point == capital_i_with_dot && !strip_accents) normalized[n_parts++] = dot_above;
     return n_parts;

@@ -33,9 +33,12 @@ typedef enum bitm_char_kind {
 /* The kind of a code point (at most 0x10FFFF). */
 bitm_char_kind bitm_char_kind_of(uint32_t code_point);
 
-/* The place of a code point (at most 0x10FFFF) in the canonical order of the combining marks that
- * strip_accents leaves, from 1; 0 for everything else. */
+/* The place of a code point (at most 0x10FFFF) in the canonical order of combining marks: from 1,
+ * below BITM_CHAR_ORDERS, and 0 for everything else.  Even places belong to the classes of marks
+ * that strip_accents leaves; marks that it drops stand there, or between them. */
 unsigned bitm_char_order(uint32_t code_point);
+
+enum { BITM_CHAR_ORDERS = 14 };
 
 enum { BITM_NORMALIZED_MAX = 3 };
 

@@ -198,30 +198,74 @@ bitm_status bitm_tokenizer_init(bitm_tokenizer *t, const bitm_vocabulary *v, voi
 /* Where ids go: counted always, written while there is room. */
 typedef struct id_list {
     int32_t *ids;
+    bitm_span *spans; /* NULL: not wanted */
     size_t capacity;
     size_t n_ids;
 } id_list;
 
-static void append_id(id_list *list, int32_t id)
+static void append_id(id_list *list, int32_t id, bitm_span span)
 {
-    if (list->n_ids < list->capacity) list->ids[list->n_ids] = id;
+    if (list->n_ids < list->capacity) {
+        list->ids[list->n_ids] = id;
+        if (list->spans != NULL) list->spans[list->n_ids] = span;
+    }
     list->n_ids++;
 }
+
+/* Where a character of the word comes from: the byte of the text at which its source begins.  Of a
+ * mark of a run that has not ended (order above 0), `at` numbers the sources of that order. */
+typedef struct source {
+    unsigned order;
+    size_t at;
+} source;
+
+/* The run of combining marks under way: what of it strip_accents leaves is put into canonical
+ * order.  The library sorts before it drops marks, and then takes the sources in the order of the
+ * text: so the k-th mark of the sorted run, the dropped ones included, comes from the run's k-th
+ * source.  When the run ends, it is known how many marks of every order it has. */
+typedef struct mark_run {
+    size_t first_byte, first_char; /* of the run in the word */
+    size_t n[BITM_CHAR_ORDERS];    /* sources so far, by order */
+    size_t n_sources;
+    size_t begin;  /* of the first source in the text */
+    size_t before; /* begin of the character that decomposed to marks of the run, before them */
+    bool is_open;  /* it has begun */
+} mark_run;
 
 /* The normalized word under way.  Code points beyond max_word_chars are only counted: such a word
  * becomes unk whatever it is. */
 typedef struct word {
     char bytes[4 * BITM_WORD_CHARS_LIMIT];
+    size_t sources[BITM_WORD_CHARS_LIMIT]; /* source.at of each code point in bytes */
     size_t n_bytes;
+    size_t n_stored; /* code points in bytes */
     size_t n_chars;
-    size_t marks_from; /* combining marks from this byte on are in canonical order */
+    source first, last; /* of all code points */
+    mark_run marks;
 } word;
 
 typedef struct encoder {
     const bitm_tokenizer *tokenizer;
+    const char *text;
+    size_t n_text_bytes;
     id_list *list;
     word word;
 } encoder;
+
+/* The code point of the text at *at, which moves behind it; what is read was found well-formed. */
+static uint32_t next_char(const encoder *e, size_t *at)
+{
+    uint32_t code_point = 0;
+    (void)bitm_utf8_decode(e->text, e->n_text_bytes, at, &code_point);
+    return code_point;
+}
+
+/* From the begin of one source to the end of another. */
+static bitm_span span_of(const encoder *e, size_t first, size_t last)
+{
+    (void)next_char(e, &last);
+    return (bitm_span){first, last};
+}
 
 static size_t start_of_last_char(const char *bytes, size_t n_bytes)
 {
@@ -232,29 +276,117 @@ static size_t start_of_last_char(const char *bytes, size_t n_bytes)
     return at;
 }
 
-/* Canonical ordering as marks arrive: a mark goes before those of the run that have a higher class.
- * Anything else ends the run.  When accents stay, there is no reordering. */
-static void append_char(encoder *e, uint32_t code_point)
+/* A walk over the sources of a run of marks: number 1 is the first, 0 what comes before. */
+typedef struct source_walk {
+    size_t number, begin, end;
+} source_walk;
+
+/* Walks on to a source (not backwards); returns where it begins. */
+static size_t walk_to(const encoder *e, source_walk *walk, size_t number)
 {
-    const bitm_vocabulary *v = &e->tokenizer->vocabulary;
+    while (walk->number < number) {
+        walk->begin = walk->end;
+        if (bitm_char_kind_of(next_char(e, &walk->end)) != BITM_CHAR_REMOVED) walk->number++;
+    }
+    return walk->begin;
+}
+
+static void find_source(const encoder *e, source_walk *walk, const size_t n_before[], source *s)
+{
+    if (s->order == 0) return;
+    *s = (source){.at = walk_to(e, walk, n_before[s->order] + s->at)};
+}
+
+/* The sources of the run's marks become bytes of the text. */
+static void find_sources(const encoder *e, word *w)
+{
+    const mark_run *run = &w->marks;
+    size_t n_before[BITM_CHAR_ORDERS] = {0}; /* sources of lower orders */
+    for (unsigned order = 1; order < BITM_CHAR_ORDERS; order++)
+        n_before[order] = n_before[order - 1] + run->n[order - 1];
+    source_walk walk = {0, run->before, run->begin};
+    find_source(e, &walk, n_before, &w->first);
+    for (size_t i = run->first_char, at = run->first_byte; i < w->n_stored; i++) {
+        uint32_t mark = 0;
+        (void)bitm_utf8_decode(w->bytes, w->n_bytes, &at, &mark); /* well-formed: encoded */
+        source s = {bitm_char_order(mark), w->sources[i]};
+        find_source(e, &walk, n_before, &s);
+        w->sources[i] = s.at;
+    }
+    find_source(e, &walk, n_before, &w->last);
+}
+
+static void end_marks(encoder *e)
+{
     word *w = &e->word;
-    if (w->n_chars++ >= v->max_word_chars) return;
-    unsigned order = v->strip_accents ? bitm_char_order(code_point) : 0;
+    if (!w->marks.is_open) return;
+    find_sources(e, w);
+    w->marks = (mark_run){.first_byte = w->n_bytes, .first_char = w->n_stored};
+}
+
+static void count_mark(mark_run *run, unsigned order, size_t begin)
+{
+    if (run->n_sources++ == 0) run->begin = begin;
+    run->n[order]++;
+    run->is_open = true;
+}
+
+/* Canonical ordering as marks arrive: a mark goes before those of the run that have a higher
+ * class. */
+static void store_mark(word *w, uint32_t code_point, source from)
+{
     char bytes[4];
     size_t n_bytes = bitm_utf8_encode(code_point, bytes);
-    size_t at = w->n_bytes;
-    while (order > 0 && at > w->marks_from) {
+    size_t at = w->n_bytes, number = w->n_stored;
+    while (at > w->marks.first_byte) {
         size_t before = start_of_last_char(w->bytes, at);
         size_t position = before;
         uint32_t mark = 0;
         (void)bitm_utf8_decode(w->bytes, at, &position, &mark); /* well-formed: encoded above */
-        if (bitm_char_order(mark) <= order) break;
+        if (bitm_char_order(mark) <= from.order) break;
         at = before;
+        number--;
     }
     memmove(w->bytes + at + n_bytes, w->bytes + at, w->n_bytes - at);
     memcpy(w->bytes + at, bytes, n_bytes);
+    memmove(w->sources + number + 1, w->sources + number,
+            (w->n_stored - number) * sizeof *w->sources);
+    w->sources[number] = from.at;
     w->n_bytes += n_bytes;
-    if (order == 0) w->marks_from = w->n_bytes;
+    w->n_stored++;
+}
+
+/* Adds a code point that the character at byte `begin` of the text has become, as its first part or
+ * a later one.  When accents stay, there are no runs of marks. */
+static void append_char(encoder *e, uint32_t code_point, size_t begin, bool is_first_part)
+{
+    const bitm_vocabulary *v = &e->tokenizer->vocabulary;
+    word *w = &e->word;
+    source from = {v->strip_accents ? bitm_char_order(code_point) : 0, begin};
+    if (from.order == 0) {
+        end_marks(e);
+    } else {
+        if (is_first_part) count_mark(&w->marks, from.order, begin);
+        if (!is_first_part) w->marks.before = begin;
+        w->marks.is_open = true;
+        from.at = w->marks.n[from.order];
+    }
+    if (w->n_chars == 0 || from.order < w->first.order) w->first = from;
+    if (from.order >= w->last.order) w->last = from;
+    bool has_room = w->n_chars++ < v->max_word_chars;
+    if (has_room && from.order > 0) store_mark(w, code_point, from);
+    if (!has_room || from.order > 0) return;
+    w->n_bytes += bitm_utf8_encode(code_point, w->bytes + w->n_bytes);
+    w->sources[w->n_stored++] = begin;
+    w->marks.first_byte = w->n_bytes; /* the next run begins behind it */
+    w->marks.first_char = w->n_stored;
+}
+
+static void begin_word(word *w)
+{
+    w->n_bytes = w->n_stored = w->n_chars = 0;
+    w->first = w->last = (source){0};
+    w->marks.first_byte = w->marks.first_char = 0;
 }
 
 /* The longest piece of the vocabulary that begins at `start`: its id, and in *end where it ends; -1
@@ -289,35 +421,48 @@ static int32_t longest_piece(const bitm_tokenizer *t, const word *w, size_t star
     return -1;
 }
 
+static size_t count_chars(const char *bytes, size_t n_bytes)
+{
+    size_t n_chars = 0;
+    for (size_t i = 0; i < n_bytes; i++) {
+        n_chars += ((unsigned char)bytes[i] & 0xC0) != 0x80;
+    }
+    return n_chars;
+}
+
 /* Greedy, longest match first; a word with a part that no piece matches is unk as a whole. */
 static void end_word(encoder *e)
 {
     const bitm_tokenizer *t = e->tokenizer;
     word *w = &e->word;
+    end_marks(e);
     size_t n_ids_before = e->list->n_ids;
     bool known = w->n_chars <= t->vocabulary.max_word_chars;
-    for (size_t start = 0; known && start < w->n_bytes;) {
-        int32_t id = longest_piece(t, w, start, &start);
-        known = id >= 0;
-        if (known) append_id(e->list, id);
+    for (size_t start = 0, end = 0, first = 0; known && start < w->n_bytes; start = end) {
+        int32_t id = longest_piece(t, w, start, &end);
+        if (!(known = id >= 0)) break;
+        size_t next = first + count_chars(w->bytes + start, end - start);
+        append_id(e->list, id, span_of(e, w->sources[first], w->sources[next - 1]));
+        first = next;
     }
     if (!known) {
         e->list->n_ids = n_ids_before;
-        append_id(e->list, t->vocabulary.unk_id);
+        append_id(e->list, t->vocabulary.unk_id, span_of(e, w->first.at, w->last.at));
     }
-    w->n_bytes = 0;
-    w->n_chars = 0;
-    w->marks_from = 0;
+    begin_word(w);
 }
 
-/* Cleaning, ideographs, accents and case, in the library's order, then its splitting into words. */
-static void add_char(encoder *e, uint32_t code_point)
+/* Cleaning, ideographs, accents and case, in the library's order, then its splitting into words, of
+ * the character at byte `begin` of the text. */
+static void add_char(encoder *e, uint32_t code_point, size_t begin)
 {
     const bitm_vocabulary *v = &e->tokenizer->vocabulary;
     bitm_char_kind kind = bitm_char_kind_of(code_point);
     bool dropped = v->strip_accents && (kind == BITM_CHAR_MARK || kind == BITM_CHAR_MARK_STARTER);
     bool alone = v->split_cjk && kind == BITM_CHAR_CJK;
-    if (dropped && kind == BITM_CHAR_MARK_STARTER) e->word.marks_from = e->word.n_bytes;
+    if (dropped && kind == BITM_CHAR_MARK)
+        count_mark(&e->word.marks, bitm_char_order(code_point), begin);
+    if (dropped && kind == BITM_CHAR_MARK_STARTER) end_marks(e);
     if (dropped || kind == BITM_CHAR_REMOVED) return;
     if (alone || kind == BITM_CHAR_SPACE) end_word(e);
     if (kind == BITM_CHAR_SPACE) return;
@@ -327,43 +472,46 @@ static void add_char(encoder *e, uint32_t code_point)
     for (size_t i = 0; i < n; i++) {
         bool punctuation = bitm_char_kind_of(normalized[i]) == BITM_CHAR_PUNCTUATION;
         if (punctuation) end_word(e);
-        append_char(e, normalized[i]);
+        append_char(e, normalized[i], begin, i == 0);
         if (punctuation) end_word(e);
     }
     if (alone) end_word(e);
 }
 
 bitm_status bitm_tokenizer_encode(const bitm_tokenizer *t, const char *text, size_t n_bytes,
-                                  bool add_special_tokens, int32_t *ids, size_t capacity,
-                                  size_t *n_ids, bitm_error *err)
+                                  bool add_special_tokens, int32_t *ids, bitm_span *spans,
+                                  size_t capacity, size_t *n_ids, bitm_error *err)
 {
-    id_list list = {ids, capacity, 0};
+    const bitm_vocabulary *v = &t->vocabulary;
+    const bitm_span nowhere = {0, 0};
+    id_list list = {ids, spans, capacity, 0};
     encoder e;
     e.tokenizer = t;
+    e.text = text;
+    e.n_text_bytes = n_bytes;
     e.list = &list;
-    e.word.n_bytes = 0;
-    e.word.n_chars = 0;
-    e.word.marks_from = 0;
+    e.word.marks = (mark_run){0};
+    begin_word(&e.word);
 
     *n_ids = 0;
-    if (add_special_tokens && t->vocabulary.cls_id >= 0) append_id(&list, t->vocabulary.cls_id);
+    if (add_special_tokens && v->cls_id >= 0) append_id(&list, v->cls_id, nowhere);
     for (size_t at = 0; at < n_bytes;) {
-        size_t n_matched;
+        size_t begin = at, n_matched;
         int32_t special = match_special(t, text + at, n_bytes - at, &n_matched);
         if (special >= 0) {
             end_word(&e);
-            append_id(&list, special);
             at += n_matched;
+            append_id(&list, special, (bitm_span){begin, at});
             continue;
         }
         uint32_t code_point = 0;
         BITM_CHECK(bitm_utf8_decode(text, n_bytes, &at, &code_point), BITM_TEXT, err,
                    "text: expected UTF-8, found an ill-formed sequence at byte %zu (0x%02X)", at,
                    (unsigned)(unsigned char)text[at]);
-        add_char(&e, code_point);
+        add_char(&e, code_point, begin);
     }
     end_word(&e);
-    if (add_special_tokens && t->vocabulary.sep_id >= 0) append_id(&list, t->vocabulary.sep_id);
+    if (add_special_tokens && v->sep_id >= 0) append_id(&list, v->sep_id, nowhere);
     *n_ids = list.n_ids;
     return BITM_OK;
 }

@@ -14,7 +14,7 @@
 #include "status.h"
 
 /* Limits of the file format (SPEC.md); they bound the memory of bitm_tokenizer_encode on the stack,
- * about 21 KB. */
+ * about 53 KB. */
 #define BITM_VOCABULARY_LIMIT (1u << 24)
 #define BITM_TOKEN_BYTES_LIMIT 1024u
 #define BITM_WORD_CHARS_LIMIT 4096u
@@ -62,11 +62,13 @@ const char *bitm_tokenizer_token(const bitm_tokenizer *t, int32_t id, size_t *n_
 
 /* Turns UTF-8 text (it may contain NUL) into ids, with add_special_tokens between cls and sep
  * (those that the vocabulary has).  Writes the first `capacity` ids; *n_ids is the full number,
- * also when that is larger, and `ids` may be NULL when capacity is 0. BITM_TEXT: the text is not
- * valid UTF-8; the message names the byte. */
+ * also when that is larger, and `ids` may be NULL when capacity is 0.  spans [capacity], which may
+ * be NULL, are the bytes that ids come from, as the library's offsets: from the begin of a piece's
+ * first character to the end of its last; [0, 0) for the cls and sep that are added.
+ * BITM_TEXT: the text is not valid UTF-8; the message names the byte. */
 bitm_status bitm_tokenizer_encode(const bitm_tokenizer *t, const char *text, size_t n_bytes,
-                                  bool add_special_tokens, int32_t *ids, size_t capacity,
-                                  size_t *n_ids, bitm_error *err);
+                                  bool add_special_tokens, int32_t *ids, bitm_span *spans,
+                                  size_t capacity, size_t *n_ids, bitm_error *err);
 
 /* Turns ids into text, as tokenizer.decode(ids, skip_special_tokens=...) does: pieces are joined,
  * spaces before punctuation and in English contractions are taken out.  Ids without a name in the

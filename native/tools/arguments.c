@@ -91,6 +91,14 @@ static const struct option {
      3,
      "one, all or none",
      {"one", "all", "none"}}, /* in the order of bitm_tool_positions */
+    {"--pooling",
+     OPTION_POOLING,
+     VALUE_WORD,
+     PLACE(pooling),
+     0,
+     3,
+     "mean, cls or max",
+     {"mean", "cls", "max"}}, /* in the order of bitm_tool_pooling */
 #undef PLACE
 };
 

@@ -8,9 +8,9 @@
 
 enum { EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 
-static const bitm_command *const commands[] = {&bitm_command_info, &bitm_command_verify,
-                                               &bitm_command_fill_mask, &bitm_command_bench,
-                                               &bitm_command_kernels};
+static const bitm_command *const commands[] = {
+    &bitm_command_info,  &bitm_command_verify, &bitm_command_fill_mask, &bitm_command_classify,
+    &bitm_command_embed, &bitm_command_bench,  &bitm_command_kernels};
 
 static const char help[] =
     "usage: bitm COMMAND [model.bitm] [options]\n"
@@ -21,6 +21,8 @@ static const char help[] =
     "  info        what is in a model file, and what runs it\n"
     "  verify      checks a model file; prints the hashes by which machines are compared\n"
     "  fill-mask   fills the mask tokens of texts\n"
+    "  classify    labels texts\n"
+    "  embed       turns texts into vectors\n"
     "  bench       times a model on this machine\n"
     "  kernels     lists the kernels: which this machine can run, which are chosen\n"
     "\n"

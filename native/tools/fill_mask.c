@@ -13,8 +13,6 @@ typedef struct filler {
     bitm_session *session;
     int32_t *targets; /* owned; NULL: the whole vocabulary */
     size_t n_targets;
-    bool has_headers; /* each text is repeated above its predictions */
-    size_t n_texts;   /* done */
 } filler;
 
 /* A text with the memory that it takes. */
@@ -204,107 +202,25 @@ static bitm_status write_predictions(const filler *f, filling *t, bitm_error *er
 
 /* ---- Texts ---- */
 
-/* Prints the predictions of a text, or adds them to the JSON document. */
-static bitm_status write_text(const filler *f, const char *text, size_t n_bytes, filling *t,
-                              bitm_error *err)
+static bitm_status fill_text(void *context, const char *text, size_t n_bytes, bitm_error *err)
 {
-    bitm_writer *w = f->w;
-    if (f->arguments->json) {
-        bitm_json_open(w, '{');
-        bitm_json_key(w, "text");
-        bitm_json_text(w, text, n_bytes);
-        bitm_json_key(w, "masks");
-        bitm_json_open(w, '[');
-        BITM_TOOL_TRY(write_predictions(f, t, err));
-        bitm_json_close(w, ']');
-        bitm_json_close(w, '}');
-        return BITM_OK;
-    }
-    if (f->has_headers) {
-        bitm_write(w, f->n_texts > 0 ? "\n" : "");
-        bitm_write_text(w, text, n_bytes, SIZE_MAX, 0);
-        bitm_write(w, "\n");
-    }
-    BITM_TOOL_TRY(write_predictions(f, t, err));
-    return bitm_writer_flush(w, err);
-}
-
-static bitm_status fill_text(filler *f, const char *text, size_t n_bytes, bitm_error *err)
-{
+    filler *f = context;
     filling t = {0};
-    bitm_error reason = {0};
-    bitm_status status = predict(f, text, n_bytes, &t, &reason);
-    if (status == BITM_OK)
-        status = write_text(f, text, n_bytes, &t, err);
-    else if (f->has_headers)
-        (void)bitm_tool_fail(err, status, "text %zu: %s", f->n_texts + 1, reason.message);
-    else
-        *err = reason;
-    f->n_texts++;
+    bitm_status status = predict(f, text, n_bytes, &t, err);
+    if (status == BITM_OK) {
+        if (f->arguments->json) {
+            bitm_json_key(f->w, "masks");
+            bitm_json_open(f->w, '[');
+        }
+        status = write_predictions(f, &t, err);
+        if (f->arguments->json) bitm_json_close(f->w, ']');
+    }
     free(t.ids);
     free(t.masks);
     free(t.filled);
     free(t.predictions);
     free(t.text);
     return status;
-}
-
-/* Reads a line of any length without its end to *line, which grows; *has_line is false at the end
- * of the input. */
-static bitm_status read_line(char **line, size_t *capacity, size_t *n_bytes, bool *has_line,
-                             bitm_error *err)
-{
-    int c;
-    *n_bytes = 0;
-    *has_line = false;
-    while ((c = getc(stdin)) != EOF) {
-        *has_line = true;
-        if (c == '\n') break;
-        if (*n_bytes == *capacity) {
-            size_t larger = *capacity * 2 + 256;
-            char *moved = larger > *capacity ? realloc(*line, larger) : NULL;
-            if (moved == NULL) return bitm_tool_fail(err, BITM_NO_MEMORY, "no memory for a line");
-            *line = moved;
-            *capacity = larger;
-        }
-        (*line)[(*n_bytes)++] = (char)c;
-    }
-    if (ferror(stdin)) return bitm_tool_fail(err, BITM_IO, "cannot read standard input");
-    if (*n_bytes > 0 && (*line)[*n_bytes - 1] == '\r') --*n_bytes;
-    return BITM_OK;
-}
-
-static bitm_status fill_lines(filler *f, bitm_error *err)
-{
-    char *line = NULL;
-    size_t capacity = 0, n_bytes = 0;
-    bool has_line = true;
-    bitm_status status = BITM_OK;
-    while (status == BITM_OK && has_line) {
-        status = read_line(&line, &capacity, &n_bytes, &has_line, err);
-        if (status == BITM_OK && n_bytes > 0) status = fill_text(f, line, n_bytes, err);
-    }
-    free(line);
-    return status;
-}
-
-static bitm_status fill_texts(filler *f, bitm_error *err)
-{
-    const bitm_arguments *arguments = f->arguments;
-    f->has_headers = arguments->n_texts != 1;
-    if (arguments->json) {
-        bitm_json_open(f->w, '{');
-        bitm_json_key(f->w, "results");
-        bitm_json_open(f->w, '[');
-    }
-    for (size_t i = 0; i < arguments->n_texts; i++)
-        BITM_TOOL_TRY(fill_text(f, arguments->texts[i], strlen(arguments->texts[i]), err));
-    if (arguments->n_texts == 0) BITM_TOOL_TRY(fill_lines(f, err));
-    if (arguments->json) {
-        bitm_json_close(f->w, ']');
-        bitm_json_close(f->w, '}');
-    }
-    return BITM_OK;
 }
 
 static bitm_status run_fill_mask(const bitm_arguments *arguments, bitm_writer *w, bitm_error *err)
@@ -314,7 +230,7 @@ static bitm_status run_fill_mask(const bitm_arguments *arguments, bitm_writer *w
     bitm_status status = bitm_tool_open(arguments, &f.model, &f.properties, err);
     if (status == BITM_OK) status = read_targets(&f, err);
     if (status == BITM_OK) status = bitm_session_create(f.model, &options, &f.session, err);
-    if (status == BITM_OK) status = fill_texts(&f, err);
+    if (status == BITM_OK) status = bitm_tool_run_texts(arguments, w, true, fill_text, &f, err);
     free(f.targets);
     bitm_session_free(f.session);
     bitm_model_close(f.model);

@@ -1,8 +1,8 @@
-"""Fits the polynomials of native/src/kernels/canonical.h and measures the functions' errors.
+"""Fits the polynomials of native/src/kernels/canonical.h.
 
-Coefficients are found in high precision by weighted least squares with the weights moved towards the
-largest error (Lawson's method), then rounded to float32.  `python native/tools/fit_functions.py` prints them
-as C macros.  Needs numpy and mpmath.
+Coefficients are found by weighted least squares with the weights moved towards the largest error
+(Lawson's method), then rounded to float32.  `python native/tools/fit_functions.py` prints them as C
+macros.  Needs numpy and mpmath.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def fit(
 
 def show(name: str, coefficients: np.ndarray) -> None:
     for power, value in enumerate(coefficients):
-        print(f"#define {name}_{power} {float(np.float32(value)).hex()}F /* {value:.9g} */")
+        print(f"#define {name}_{power} {np.float32(value):.9g}F")
 
 
 def main() -> None:

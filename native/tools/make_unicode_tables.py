@@ -249,8 +249,8 @@ def make_header() -> str:
     parts = [
         HEADER_BEGIN.format(n_bytes=n_bytes),
         "\n".join(kind_checks),
-        "\n/* The byte of traits: kind, flags, rank among the marks that strip_accents leaves; of a",
-        " * mark that it drops, kind and place between twice these ranks. */",
+        "\n/* The byte of traits: kind, flags, rank among the marks that strip_accents leaves; of",
+        " * a mark that it drops, kind and place between twice these ranks. */",
         f"#define TRAITS_KIND_MASK {KIND_MASK:#x}u",
         f"#define TRAITS_DECOMPOSES {DECOMPOSES:#x}u",
         f"#define TRAITS_HAS_LOWERCASE {HAS_LOWERCASE:#x}u",

@@ -84,7 +84,8 @@ typedef enum bitm_tool_option {
     OPTION_LENGTH = 1 << 7,
     OPTION_REPEAT = 1 << 8,
     OPTION_WARMUP = 1 << 9,
-    OPTION_POSITIONS = 1 << 10
+    OPTION_POSITIONS = 1 << 10,
+    OPTION_POOLING = 1 << 11
 } bitm_tool_option;
 
 /* The options of a command that runs a model. */
@@ -95,6 +96,8 @@ typedef enum bitm_tool_positions {
     POSITIONS_ALL,
     POSITIONS_NONE
 } bitm_tool_positions;
+
+typedef enum bitm_tool_pooling { POOLING_MEAN, POOLING_CLS, POOLING_MAX } bitm_tool_pooling;
 
 typedef struct bitm_arguments {
     const char *model; /* NULL where the command can do without */
@@ -110,6 +113,7 @@ typedef struct bitm_arguments {
     uint32_t repeat;
     uint32_t warmup;
     uint32_t positions; /* bitm_tool_positions */
+    uint32_t pooling;   /* bitm_tool_pooling */
     bool json;
 } bitm_arguments;
 
@@ -169,11 +173,30 @@ const char *bitm_tool_mode_name(uint32_t mode);
 bitm_status bitm_tool_write_kernels(bitm_writer *w, const bitm_model *model,
                                     const bitm_arguments *arguments, bitm_error *err);
 
+/* ---- Texts (texts.c) ---- */
+
+/* Prints what a command makes of a text, or adds it to the JSON object of the text. */
+typedef bitm_status bitm_text_fn(void *context, const char *text, size_t n_bytes, bitm_error *err);
+
+/* Runs a command on the texts of its arguments; without any, on the lines of standard input that
+ * are not empty.  With has_headers each text is repeated above what is printed of it, unless the
+ * arguments have it alone; the JSON document is {"results": [{"text": ..., ...}, ...]}. */
+bitm_status bitm_tool_run_texts(const bitm_arguments *arguments, bitm_writer *w, bool has_headers,
+                                bitm_text_fn *run, void *context, bitm_error *err);
+
+/* Runs the model on a text: logits [C] of a classifier or hidden states [*n_tokens, H], to be
+ * freed; *results is NULL when there is nothing to free. */
+bitm_status bitm_tool_run_text(bitm_session *session, const bitm_model *model, bitm_output output,
+                               const char *text, size_t n_bytes, float **results, size_t *n_tokens,
+                               bitm_error *err);
+
 /* ---- Commands ---- */
 
 extern const bitm_command bitm_command_info;
 extern const bitm_command bitm_command_verify;
 extern const bitm_command bitm_command_fill_mask;
+extern const bitm_command bitm_command_classify;
+extern const bitm_command bitm_command_embed;
 extern const bitm_command bitm_command_bench;
 extern const bitm_command bitm_command_kernels;
 

@@ -19,6 +19,7 @@ from bitm.errors import BitmError, error_class
 
 Int32s = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
+Spans = npt.NDArray[np.int64]
 
 ACTIVATIONS = {"auto": 0, "int8": 1, "int16": 2, "float32": 3}
 OUTPUT_LOGITS, OUTPUT_HIDDEN_STATES = 0, 1
@@ -58,6 +59,14 @@ def _check(status: int, error: Any) -> None:
     name = _string(lib.bitm_status_name(status))
     message = ffi.string(error.message).decode(errors="replace")
     raise error_class(name)(message, status, name)
+
+
+def _in_characters(spans: npt.NDArray[np.uintp], data: bytes) -> Spans:
+    """Converts places in bytes of UTF-8 to places in characters."""
+    begins_character = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80
+    n_before = np.zeros(len(data) + 1, np.int64)
+    np.cumsum(begins_character, out=n_before[1:])
+    return n_before[spans]
 
 
 def _utf8(text: str) -> bytes:
@@ -124,15 +133,32 @@ class Library:
 
     def tokenize(self, text: str) -> Int32s:
         """Returns the ids of a text, [CLS] and [SEP] included: int32 [n]."""
-        error, n_ids = ffi.new("bitm_error *"), ffi.new("size_t *")
+        return self._tokenize(_utf8(text), None)
+
+    def encode(self, text: str) -> tuple[Int32s, Spans]:
+        """Returns the ids of a text, and which of its characters [begin, end) each comes from.
+
+        Returns:
+            int32 [n], [CLS] and [SEP] included, and int64 [n, 2], (0, 0) for these two.
+        """
         data = _utf8(text)
+        spans = np.empty((len(data) + 2, 2), np.uintp)
+        ids = self._tokenize(data, spans)
+        return ids, _in_characters(spans[: len(ids)], data)
+
+    def _tokenize(self, data: bytes, spans: npt.NDArray[np.uintp] | None) -> Int32s:
+        error, n_ids = ffi.new("bitm_error *"), ffi.new("size_t *")
         # A token covers at least one byte, and two are added: this is always enough.
-        ids = np.empty(len(data) + 2, np.int32)
+        ids: Int32s = np.empty(len(data) + 2, np.int32)
+        room = ffi.NULL if spans is None else ffi.from_buffer("bitm_span[]", spans)
         status = lib.bitm_tokenize(
-            self.handle, data, len(data), _int32s(ids), len(ids), n_ids, error
+            self.handle, data, len(data), _int32s(ids), room, len(ids), n_ids, error
         )
         _check(status, error)
-        return ids[: n_ids[0]].copy()
+        n: int = n_ids[0]
+        assert n <= len(ids), "a token covers at least one byte"
+        found: Int32s = ids[:n].copy()
+        return found
 
     def decode(self, ids: Int32s, skip_special_tokens: bool = False) -> str:
         """Returns the text of ids, as transformers' `decode` does."""
@@ -284,6 +310,24 @@ def _floats(array: Floats) -> Any:
     return ffi.from_buffer("float[]", array)
 
 
+def softmax(logits: Floats) -> Floats:
+    """Returns the softmax over the last axis of [..., n], the same bits on every machine."""
+    scores = np.array(logits, np.float32, order="C")
+    error = ffi.new("bitm_error *")
+    n_columns = scores.shape[-1]
+    n_rows = scores.size // n_columns
+    _check(lib.bitm_softmax(_floats(scores), n_rows, n_columns, error), error)
+    return scores
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """Returns 1 / (1 + exp(-x)) of every element, the same bits on every machine."""
+    scores = np.array(logits, np.float32, order="C")
+    error = ffi.new("bitm_error *")
+    _check(lib.bitm_sigmoid(_floats(scores), scores.size, error), error)
+    return scores
+
+
 def open_memory(data: bytes, verify: bool) -> None:
     """Opens a file that lies in memory, verifies it if asked to, and closes it again.
 
@@ -313,5 +357,7 @@ __all__ = [
     "Session",
     "default_kernels",
     "open_memory",
+    "sigmoid",
+    "softmax",
     "version",
 ]

@@ -30,6 +30,7 @@ EXIT_BROKEN_PIPE = 141  # what a shell says of a program that SIGPIPE has ended
 
 ACTIVATIONS = ("auto", "int8", "int16", "float32")
 POSITIONS = ("one", "all", "none")
+POOLINGS = ("mean", "cls", "max")
 
 # Numbers of formats/SPEC.md 3.2.
 HEADS = (
@@ -70,6 +71,8 @@ commands:
   info        what is in a model file, and what runs it
   verify      checks a model file; prints the hashes by which machines are compared
   fill-mask   fills the mask tokens of texts
+  classify    labels texts
+  embed       turns texts into vectors
   bench       times a model on this machine
   kernels     lists the kernels: which this machine can run, which are chosen
 
@@ -114,6 +117,31 @@ options:
 {HELP_OPTIONS_TO_RUN}
 example:
   bitm fill-mask model.bitm "Paris is the [MASK] of France." --top-k 3
+""",
+    "classify": f"""\
+usage: bitm classify model.bitm [text ...] [options]
+
+Labels texts: prints score and name of the best labels. Without a text it reads texts
+from standard input, one a line.
+
+options:
+  --top-k N             labels of each text (default: 5)
+{HELP_OPTIONS_TO_RUN}
+example:
+  bitm classify model.bitm "What a wonderful film." --top-k 2
+""",
+    "embed": f"""\
+usage: bitm embed model.bitm [text ...] [options]
+
+Turns texts into vectors of length 1, one a line. Without a text it reads texts from
+standard input, one a line.
+
+options:
+  --pooling WHICH       mean of the last hidden states over all tokens, their max, or
+                        cls: that of the first token (default: mean)
+{HELP_OPTIONS_TO_RUN}
+example:
+  bitm embed model.bitm "Paris is the capital of France."
 """,
     "bench": f"""\
 usage: bitm bench model.bitm [options]
@@ -247,10 +275,14 @@ def _parser(command: str) -> _Parser:
     if command != "kernels":
         parser.number("--threads", 1, 1024, None)
         parser.choice("--activations", ACTIVATIONS, "auto")
-    if command == "fill-mask":
+    if command in ("fill-mask", "classify", "embed"):
         parser.add_argument("texts", nargs="*")
+    if command in ("fill-mask", "classify"):
         parser.number("--top-k", 1, 1000000, 5)
+    if command == "fill-mask":
         parser.add_argument("--targets")
+    if command == "embed":
+        parser.choice("--pooling", POOLINGS, "mean")
     if command == "bench":
         parser.number("--batch", 1, 65536, 1)
         parser.number("--length", 1, 65536, None)
@@ -440,7 +472,7 @@ def _run_verify(arguments: argparse.Namespace) -> None:
     )
 
 
-# ---- fill-mask ----
+# ---- Texts ----
 
 
 def _lines_of_input() -> Iterator[str]:
@@ -458,6 +490,39 @@ def _lines_of_input() -> Iterator[str]:
         raise BitmError("cannot read standard input", 3, "IO") from None
 
 
+def _run_texts(
+    arguments: argparse.Namespace,
+    key: str,
+    run: Callable[[str], Any],
+    show: Callable[[Any], str],
+    has_headers: bool = True,
+) -> None:
+    """Prints what `run` makes of each text, or one JSON document with that under `key`."""
+    from bitm.errors import BitmError
+
+    results = []
+    for number, text in enumerate(arguments.texts or _lines_of_input()):
+        try:
+            result = run(text)
+        except BitmError as error:
+            if len(arguments.texts) == 1:
+                raise
+            message = f"text {number + 1}: {error}"
+            raise BitmError(message, error.code, error.name) from None
+        if arguments.json:
+            results.append({"text": text, key: result})
+            continue
+        header = ""
+        if has_headers and len(arguments.texts) != 1:
+            header = ("\n" if number > 0 else "") + f"{printable(text)}\n"
+        _print(header + show(result))
+    if arguments.json:
+        _print_json({"results": results})
+
+
+# ---- fill-mask ----
+
+
 def _predictions(masks: list[list[dict[str, Any]]]) -> str:
     lines = []
     for number, predictions in enumerate(masks, start=1):
@@ -470,30 +535,45 @@ def _predictions(masks: list[list[dict[str, Any]]]) -> str:
 
 
 def _run_fill_mask(arguments: argparse.Namespace) -> None:
-    from bitm.errors import BitmError
-
-    texts = arguments.texts or _lines_of_input()
     targets = None if arguments.targets is None else arguments.targets.split(",")
-    results = []
     with _open(arguments) as model, warnings.catch_warnings():
         warnings.simplefilter("default")  # once for each target
         warnings.showwarning = lambda message, *_: _complain(": warning: ", str(message))
-        for number, text in enumerate(texts):
-            try:
-                filled = model.fill_mask(text, arguments.top_k, targets)
-            except BitmError as error:
-                if len(arguments.texts) == 1:
-                    raise
-                message = f"text {number + 1}: {error}"
-                raise BitmError(message, error.code, error.name) from None
-            masks = filled if isinstance(filled[0], list) else [filled]
-            if arguments.json:
-                results.append({"text": text, "masks": masks})
-                continue
-            header = "" if len(arguments.texts) == 1 else f"{printable(text)}\n"
-            _print(("\n" if number > 0 else "") + header + _predictions(masks))
-    if arguments.json:
-        _print_json({"results": results})
+
+        def fill(text: str) -> list[Any]:
+            filled = model.fill_mask(text, arguments.top_k, targets)
+            return filled if isinstance(filled[0], list) else [filled]
+
+        _run_texts(arguments, "masks", fill, _predictions)
+
+
+# ---- classify, embed ----
+
+
+def _labels_of_text(labels: list[dict[str, Any]]) -> str:
+    return "".join(f"{entry['score']:.4f}  {printable(entry['label'])}\n" for entry in labels)
+
+
+def _run_classify(arguments: argparse.Namespace) -> None:
+    with _open(arguments) as model:
+
+        def classify(text: str) -> Any:
+            return model.classify(text, top_k=arguments.top_k)
+
+        _run_texts(arguments, "labels", classify, _labels_of_text)
+
+
+def _numbers(vector: list[float]) -> str:
+    return " ".join(f"{x:.9g}" for x in vector) + "\n"
+
+
+def _run_embed(arguments: argparse.Namespace) -> None:
+    with _open(arguments) as model:
+
+        def embed(text: str) -> Any:
+            return model.embed(text, pooling=arguments.pooling)[0].tolist()
+
+        _run_texts(arguments, "vector", embed, _numbers, has_headers=False)
 
 
 # ---- bench ----
@@ -616,6 +696,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "info": _run_info,
     "verify": _run_verify,
     "fill-mask": _run_fill_mask,
+    "classify": _run_classify,
+    "embed": _run_embed,
     "bench": _run_bench,
     "kernels": _run_kernels,
 }

@@ -9,33 +9,35 @@ import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Union, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from bitm import _native
+from bitm._arrays import IntArray, int_array, pad
 from bitm._native import Floats, Int32s, Library, Session
 from bitm.errors import DeviceError, InputError
+from bitm.tasks import Tasks
 
-IntArray = Union[npt.ArrayLike, Sequence[Sequence[int]]]
 Prediction = dict[str, Any]
 
 _models: weakref.WeakSet[Model] = weakref.WeakSet()
 
 
-class Model:
+class Model(Tasks):
     """A model file, opened: immutable, safe to share between threads, picklable, safe after fork.
 
-    Every thread that runs at the same time gets a session (working memory and worker threads) of its
-    own; sessions are kept and used again.
+    Every thread that runs at the same time gets a session (working memory and worker threads) of
+    its own; sessions are kept and used again.
 
     Args:
         path: the .bitm file.
         threads: threads of one run; None: as many as this process may use CPUs.
         device: "auto" or "cpu".
-        activations: arithmetic of activations where the file leaves it open: "int8", "int16" (close to
-            float32 at integer speed), "float32", or "auto": the fastest that keeps accuracy, int8.
+        activations: arithmetic of activations where the file leaves it open: "int8", "int16" (close
+            to float32 at integer speed), "float32", or "auto": the fastest that keeps the answers
+            of float32, int16.
         kernels: "op=variant,..." forces kernels, for measurements.
 
     Raises:
@@ -131,9 +133,7 @@ class Model:
             session = self._idle_session(n_sequences, length)
             if session is None:
                 max_batch, max_length = self._room(n_sequences, length)
-                session = Session(
-                    library, max_batch, max_length, self._threads, self._activations
-                )
+                session = Session(library, max_batch, max_length, self._threads, self._activations)
             try:
                 yield session
             finally:
@@ -170,7 +170,7 @@ class Model:
         Sizes are in bytes; `kernels` maps each operation that the model runs to the variant chosen
         for this machine.
         """
-        mode = "int8" if self._activations == "auto" else self._activations
+        mode = "int16" if self._activations == "auto" else self._activations
         with self._use() as library:
             chosen = {
                 kernel["op"]: kernel["variant"]
@@ -229,8 +229,8 @@ class Model:
             targets: words to choose from; a word that is no token counts by its first piece.
 
         Returns:
-            For one mask a list of {"score", "token", "token_str", "sequence"}, best first; for several
-            masks a list of such lists; for a list of texts a list of these.  Scores are
+            For one mask a list of {"score", "token", "token_str", "sequence"}, best first; for
+            several masks a list of such lists; for a list of texts a list of these.  Scores are
             probabilities over the whole vocabulary.
 
         Raises:
@@ -252,13 +252,11 @@ class Model:
             most = library.properties["vocab_size"] if target_ids is None else len(target_ids)
             encoded = [library.tokenize(text) for text in texts]
             names = [f"text {i}" for i in range(len(texts))] if len(texts) > 1 else ["the text"]
-            masks = [
-                self._mask_positions(ids, name, library) for ids, name in zip(encoded, names)
-            ]
-            input_ids, attention_mask = _pad(encoded, 0), _pad([ids * 0 + 1 for ids in encoded], 0)
+            masks = [self._mask_positions(ids, name, library) for ids, name in zip(encoded, names)]
+            input_ids, attention_mask = pad(encoded, 0), pad([ids * 0 + 1 for ids in encoded], 0)
             with self._session(*input_ids.shape) as session:
                 best = session.top_k(
-                    input_ids, attention_mask, _pad(masks, -1), min(top_k, most), target_ids
+                    input_ids, attention_mask, pad(masks, -1), min(top_k, most), target_ids
                 )
             return [
                 self._describe(library, ids, positions, rows)
@@ -334,12 +332,12 @@ class Model:
             positions: ints [B, P]: masked-LM logits at these tokens alone; -1: none there.
 
         Returns:
-            float32: masked LM [B, S, V], or [B, P, V] with positions; sequence classifier [B, C]; token
-            classifier [B, S, C]; question answering [B, S, 2] (start, end).  0 at padding.
+            float32: masked LM [B, S, V], or [B, P, V] with positions; sequence classifier [B, C];
+            token classifier [B, S, C]; question answering [B, S, 2] (start, end).  0 at padding.
 
         Raises:
-            InputError: shapes differ, an id or a position is out of range, S is more than the model's
-                positions, or the model has no head.
+            InputError: shapes differ, an id or a position is out of range, S is more than the
+                model's positions, or the model has no head.
         """
         ids, mask, types = self._arrays(input_ids, attention_mask, token_type_ids)
         properties = self._library.properties
@@ -349,7 +347,7 @@ class Model:
         if positions is not None:
             if head not in (1, 2):
                 raise InputError("positions are for models with a masked-LM head")
-            chosen = _int_array(positions, "positions")
+            chosen = int_array(positions, "positions")
             if chosen.shape[0] != n_sequences:
                 raise InputError(
                     f"positions has {chosen.shape[0]} rows, input_ids has {n_sequences}"
@@ -395,40 +393,16 @@ class Model:
     def _arrays(
         input_ids: IntArray, attention_mask: IntArray | None, token_type_ids: IntArray | None
     ) -> tuple[Int32s, Int32s | None, Int32s | None]:
-        ids = _int_array(input_ids, "input_ids")
+        ids = int_array(input_ids, "input_ids")
         others = []
         for name, array in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
-            checked = None if array is None else _int_array(array, name)
+            checked = None if array is None else int_array(array, name)
             if checked is not None and checked.shape != ids.shape:
                 raise InputError(
                     f"{name} has shape {list(checked.shape)}, input_ids has {list(ids.shape)}"
                 )
             others.append(checked)
         return ids, others[0], others[1]
-
-
-def _int_array(array: IntArray, name: str) -> Int32s:
-    """Checks and converts to int32 [B, n]; values that int32 cannot hold are refused."""
-    try:
-        given = np.asarray(array)
-    except ValueError as error:
-        raise InputError(f"{name}: rows of different lengths: {error}") from None
-    if given.ndim != 2 or given.size == 0:
-        raise InputError(f"{name} has shape {list(given.shape)}, expected [batch, n], not empty")
-    if given.dtype.kind not in "iub":
-        raise InputError(f"{name} has dtype {given.dtype}, expected integers")
-    converted = np.ascontiguousarray(given, dtype=np.int32)
-    if given.dtype.itemsize >= 4 and not np.array_equal(converted, given):
-        raise InputError(f"{name} has values that do not fit in 32 bits")
-    return converted
-
-
-def _pad(rows: list[Int32s], filler: int) -> Int32s:
-    """Joins rows of different lengths into [B, longest]."""
-    padded = np.full((len(rows), max(map(len, rows))), filler, np.int32)
-    for target, row in zip(padded, rows):
-        target[: len(row)] = row
-    return padded
 
 
 def _after_fork_in_child() -> None:

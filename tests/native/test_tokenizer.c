@@ -94,7 +94,7 @@ static void expect_pieces(const bitm_tokenizer *t, const char *text, const char 
     char pieces[4096] = "";
     size_t n_written = 0;
     bitm_status status =
-        bitm_tokenizer_encode(t, text, strlen(text), false, ids, 256, &n_ids, NULL);
+        bitm_tokenizer_encode(t, text, strlen(text), false, ids, NULL, 256, &n_ids, NULL);
     for (size_t i = 0; status == BITM_OK && i < n_ids; i++) {
         size_t n_bytes;
         const char *token = bitm_tokenizer_token(t, ids[i], &n_bytes);
@@ -274,7 +274,7 @@ static void test_special_tokens(void)
     expect_pieces(&shared.tokenizer, "a[MASK]a", "a [UNK] [UNK] [UNK] a");
     int32_t ids[4];
     size_t n_ids = 0;
-    bitm_tokenizer_encode(&shared.tokenizer, "a", 1, true, ids, 4, &n_ids, NULL);
+    bitm_tokenizer_encode(&shared.tokenizer, "a", 1, true, ids, NULL, 4, &n_ids, NULL);
     expect(n_ids == 2 && ids[0] == FIRST_WORD && ids[1] == SEP, "an absent cls is left out");
 }
 
@@ -285,20 +285,21 @@ static void test_long_words(void)
     int32_t ids[128];
     size_t n_ids = 0;
     memset(text, 'a', sizeof text);
-    expect(bitm_tokenizer_encode(t, text, 100, false, ids, 128, &n_ids, NULL) == BITM_OK &&
+    expect(bitm_tokenizer_encode(t, text, 100, false, ids, NULL, 128, &n_ids, NULL) == BITM_OK &&
                n_ids == 100 && ids[0] == FIRST_WORD && ids[99] == FIRST_WORD + 1,
            "a word of max_word_chars");
-    expect(bitm_tokenizer_encode(t, text, 101, false, ids, 128, &n_ids, NULL) == BITM_OK &&
+    expect(bitm_tokenizer_encode(t, text, 101, false, ids, NULL, 128, &n_ids, NULL) == BITM_OK &&
                n_ids == 1 && ids[0] == UNK,
            "a word of one character more");
-    expect(bitm_tokenizer_encode(t, text, sizeof text, false, ids, 128, &n_ids, NULL) == BITM_OK &&
+    expect(bitm_tokenizer_encode(t, text, sizeof text, false, ids, NULL, 128, &n_ids, NULL) ==
+                   BITM_OK &&
                n_ids == 1 && ids[0] == UNK,
            "a word of megabytes");
     for (size_t i = 0; i < 100; i++) {
         text[2 * i] = '\xC3'; /* U+00E9 */
         text[2 * i + 1] = '\xA9';
     }
-    expect(bitm_tokenizer_encode(t, text, 200, false, ids, 128, &n_ids, NULL) == BITM_OK &&
+    expect(bitm_tokenizer_encode(t, text, 200, false, ids, NULL, 128, &n_ids, NULL) == BITM_OK &&
                n_ids == 100,
            "max_word_chars counts code points, not bytes");
 }
@@ -309,25 +310,72 @@ static void test_encode_interface(void)
     int32_t ids[8] = {-7, -7, -7, -7, -7, -7, -7, -7};
     size_t n_ids = 0;
     bitm_error err = {BITM_OK, ""};
-    expect(bitm_tokenizer_encode(t, "a bc", 4, true, ids, 8, &n_ids, &err) == BITM_OK &&
+    expect(bitm_tokenizer_encode(t, "a bc", 4, true, ids, NULL, 8, &n_ids, &err) == BITM_OK &&
                n_ids == 5 && ids[0] == CLS && ids[1] == FIRST_WORD && ids[2] == FIRST_WORD + 1 &&
                ids[3] == FIRST_WORD + 2 && ids[4] == SEP && ids[5] == -7,
            "[CLS] pieces [SEP]");
     ids[3] = -7;
-    expect(bitm_tokenizer_encode(t, "a bc", 4, true, ids, 3, &n_ids, &err) == BITM_OK &&
+    expect(bitm_tokenizer_encode(t, "a bc", 4, true, ids, NULL, 3, &n_ids, &err) == BITM_OK &&
                n_ids == 5 && ids[2] == FIRST_WORD + 1 && ids[3] == -7,
            "more ids than capacity");
-    expect(bitm_tokenizer_encode(t, "a bc", 4, true, NULL, 0, &n_ids, &err) == BITM_OK &&
+    expect(bitm_tokenizer_encode(t, "a bc", 4, true, NULL, NULL, 0, &n_ids, &err) == BITM_OK &&
                n_ids == 5,
            "counting only");
-    expect(bitm_tokenizer_encode(t, "a\0b", 3, false, ids, 8, &n_ids, &err) == BITM_OK &&
+    expect(bitm_tokenizer_encode(t, "a\0b", 3, false, ids, NULL, 8, &n_ids, &err) == BITM_OK &&
                n_ids == 1 && ids[0] == UNK,
            "NUL is removed like other controls, and ends nothing");
-    expect(bitm_tokenizer_encode(t, "ab \xFF", 4, true, ids, 8, &n_ids, &err) == BITM_TEXT &&
+    expect(bitm_tokenizer_encode(t, "ab \xFF", 4, true, ids, NULL, 8, &n_ids, &err) == BITM_TEXT &&
                err.status == BITM_TEXT && strstr(err.message, "byte 3 (0xFF)") != NULL,
            "ill-formed UTF-8 is refused by its place");
-    expect(bitm_tokenizer_encode(t, "\xC3\xA9", 1, true, ids, 8, &n_ids, NULL) == BITM_TEXT,
+    expect(bitm_tokenizer_encode(t, "\xC3\xA9", 1, true, ids, NULL, 8, &n_ids, NULL) == BITM_TEXT,
            "nothing is read past the end");
+}
+
+/* The pieces of the text come from these bytes: begin and end of each, from the first on. */
+static void expect_spans(const bitm_tokenizer *t, const char *text, size_t n_pieces,
+                         const size_t expected[][2])
+{
+    int32_t ids[16];
+    bitm_span spans[16];
+    size_t n_ids = 0;
+    bitm_status status =
+        bitm_tokenizer_encode(t, text, strlen(text), false, ids, spans, 16, &n_ids, NULL);
+    bool same = status == BITM_OK && n_ids == n_pieces;
+    for (size_t i = 0; same && i < n_pieces; i++) {
+        same = spans[i].begin == expected[i][0] && spans[i].end == expected[i][1];
+        if (!same)
+            printf("  piece %zu: expected %zu to %zu, found %zu to %zu\n", i, expected[i][0],
+                   expected[i][1], spans[i].begin, spans[i].end);
+    }
+    expect(same, text);
+}
+
+/* U+0301 (class 230) is dropped; U+302E (class 224) and U+1D165 (class 216) are kept. */
+static void test_spans(void)
+{
+    const char *words =
+        "cafe ##s the , a ##\xE3\x80\xAE ##\xF0\x9D\x85\xA5 \xE4\xB8\xAD i ##\xCC\x87";
+    const bitm_tokenizer *t = make(words, true, true);
+    expect_spans(t, " The,cafes", 4, (size_t[][2]){{1, 4}, {4, 5}, {5, 9}, {9, 10}});
+    expect_spans(t, "caf\xC3\xA9s t\x01he\x01 CAFE\xCC\x81", 4,
+                 (size_t[][2]){{0, 5}, {5, 6}, {7, 11}, {13, 17}});
+    expect_spans(t, "a\xE4\xB8\xADqq[MASK]the", 5,
+                 (size_t[][2]){{0, 1}, {1, 4}, {4, 6}, {6, 12}, {12, 15}});
+    /* Sorted marks take the places that marks have in the text, the dropped ones' included. */
+    expect_spans(t, "a\xE3\x80\xAE\xF0\x9D\x85\xA5", 3, (size_t[][2]){{0, 1}, {1, 4}, {4, 8}});
+    expect_spans(t, "a\xCC\x81\xE3\x80\xAE", 2, (size_t[][2]){{0, 1}, {1, 3}});
+    expect_spans(t, "a\xCC\x81\x01\xE3\x80\xAE\xF0\x9D\x85\xA5", 3,
+                 (size_t[][2]){{0, 1}, {1, 3}, {4, 7}});
+    t = make(words, true, false);
+    expect_spans(t, "\xC4\xB0", 2, (size_t[][2]){{0, 2}, {0, 2}}); /* one becomes two */
+
+    int32_t ids[4];
+    bitm_span spans[4] = {{7, 7}, {7, 7}, {7, 7}, {7, 7}};
+    size_t n_ids = 0;
+    expect(bitm_tokenizer_encode(t, "the", 3, true, ids, spans, 2, &n_ids, NULL) == BITM_OK &&
+               n_ids == 3 && spans[0].begin == 0 && spans[0].end == 0 && spans[1].end == 3 &&
+               spans[2].begin == 7,
+           "[CLS] comes from nowhere, and no more spans than capacity");
 }
 
 static void test_decode(void)
@@ -429,6 +477,7 @@ int main(void)
     test_special_tokens();
     test_long_words();
     test_encode_interface();
+    test_spans();
     test_decode();
     test_vocabulary();
     test_refused_vocabularies();

@@ -6,7 +6,10 @@ rounding the embeddings alone to fp16 was measured to move hidden states by 0.00
 logits by up to 0.005; where activations are quantized, it may flip a code.
 
 Positions and token types are few, so they are kept one step finer than the words: fp16 beside
-8-bit words, 8-bit beside 1-bit words.
+8-bit words, 8-bit beside 1-bit words. Cross-entropy of a trained 1-bit masked LM (16,384 words of
+512, WikiText-2): 3.234 with fp16 words, 3.235 with 8-bit ones, 5.90 with 1-bit ones by row, 5.17
+by column, 5.25 by tensor; 8-bit positions beside 1-bit words cost 0.004 of that, and save 0.4 MB of
+16 in BERT-base.
 """
 
 from __future__ import annotations
@@ -90,6 +93,7 @@ def alternatives(slot: str, floats: Floats, stored: Packed) -> Iterator[Alternat
     candidates.append(pack_instead(floats, Int8.nearest(floats)))
     for layout in _TABLE_LAYOUTS:
         candidates.append(pack_instead(floats, with_mean_magnitudes(floats, layout)))
-    for packed in candidates:
+    # Floats too large for fp16 are stored as fp32 twice.
+    for packed in {packed.stored: packed for packed in candidates}.values():
         is_chosen = (packed.stored, packed.loss) == (stored.stored, stored.loss)
         yield Alternative(slot, packed.stored, packed.tensor.nbytes, packed.loss, is_chosen)

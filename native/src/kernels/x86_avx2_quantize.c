@@ -1,0 +1,272 @@
+/* AVX2 quantization: from floats to codes, and from codes to planes of bits.
+ *
+ *   vmaxps, vminps  selections as the scalar kernels write them: max(a, b) is a > b ? a : b
+ *   vdivps          the model's own quantizers divide
+ *   vpmovmskb       one bit of 32 bytes: a plane
+ */
+#include "x86_avx2.h"
+
+#include <string.h>
+
+INLINE __m256 all(float x)
+{
+    return _mm256_set1_ps(x);
+}
+
+/* To the nearest integer, as bitm_round. */
+INLINE __m256 to_integer(__m256 x)
+{
+    return _mm256_sub_ps(_mm256_add_ps(x, all(BITM_ROUND_MAGIC)), all(BITM_ROUND_MAGIC));
+}
+
+INLINE float greatest_lane(__m256 x)
+{
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+INLINE int32_t sum_lanes(__m256i x)
+{
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_srli_epi64(two, 32)));
+}
+
+/* Stores the first n of 8 codes. */
+INLINE void store_i16(int16_t *codes, __m256i codes_i32x8, uint32_t n)
+{
+    __m128i packed = _mm_packs_epi32(_mm256_castsi256_si128(codes_i32x8),
+                                     _mm256_extracti128_si256(codes_i32x8, 1));
+    if (n >= 8) {
+        _mm_storeu_si128((__m128i *)codes, packed);
+        return;
+    }
+    int16_t room[8];
+    _mm_storeu_si128((__m128i *)room, packed);
+    memcpy(codes, room, n * sizeof *codes);
+}
+
+INLINE void store_i8(int8_t *codes, __m256i codes_i32x8, uint32_t n)
+{
+    __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(codes_i32x8),
+                                    _mm256_extracti128_si256(codes_i32x8, 1));
+    __m128i packed = _mm_packs_epi16(words, words);
+    if (n >= 8) {
+        _mm_storel_epi64((__m128i *)codes, packed);
+        return;
+    }
+    int8_t room[16];
+    _mm_storeu_si128((__m128i *)room, packed);
+    memcpy(codes, room, n);
+}
+
+INLINE void store_32_i8(int8_t *codes, const __m256i codes_i32x8[4])
+{
+    /* Packing works in lanes: it leaves fours in the order 0, 2, 4, 6, 1, 3, 5, 7. */
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(codes_i32x8[0], codes_i32x8[1]),
+                                        _mm256_packs_epi32(codes_i32x8[2], codes_i32x8[3]));
+    _mm256_storeu_si256((__m256i *)codes, _mm256_permutevar8x32_epi32(packed, order));
+}
+
+/* ---- The runtime's own quantization ---- */
+
+static float max_abs(const float *x, uint32_t n)
+{
+    __m256 greatest = _mm256_setzero_ps();
+    for (uint32_t i = 0; i < n; i += 8) {
+        __m256 values = load_floats(x + i, n - i);
+        greatest = _mm256_max_ps(_mm256_andnot_ps(all(-0.0F), values), greatest);
+    }
+    return greatest_lane(greatest);
+}
+
+/* The factor from values to codes, and *step back; both 0 where the factor would not be finite. */
+static float code_factor(float greatest, float max_code, float *step)
+{
+    float factor = max_code / greatest;
+    if (!(greatest > 0.0F) || !(factor <= 3.402823466e38F)) {
+        *step = 0.0F;
+        return 0.0F;
+    }
+    *step = greatest / max_code;
+    return factor;
+}
+
+INLINE __m256i codes_of(__m256 x, float factor, float max_code)
+{
+    __m256 code = to_integer(_mm256_mul_ps(x, all(factor)));
+    code = _mm256_max_ps(code, all(-max_code));
+    code = _mm256_min_ps(code, all(max_code));
+    return _mm256_cvttps_epi32(code);
+}
+
+void bitm_quantize_i8__avx2(const float *x, uint32_t n, int8_t *codes, float *step, float *sum)
+{
+    float factor = code_factor(max_abs(x, n), 127.0F, step);
+    __m256i total = _mm256_setzero_si256();
+    uint32_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        __m256i c[4];
+        for (uint32_t k = 0; k < 4; k++) {
+            c[k] = codes_of(_mm256_loadu_ps(x + i + 8 * k), factor, 127.0F);
+            total = _mm256_add_epi32(total, c[k]);
+        }
+        store_32_i8(codes + i, c);
+    }
+    for (; i < n; i += 8) {
+        __m256i eight = codes_of(load_floats(x + i, n - i), factor, 127.0F);
+        store_i8(codes + i, eight, n - i);
+        total = _mm256_add_epi32(total, eight);
+    }
+    *sum = *step * (float)sum_lanes(total);
+}
+
+void bitm_quantize_i16__avx2(const float *x, uint32_t n, int16_t *codes, float *step, float *sum)
+{
+    float factor = code_factor(max_abs(x, n), 32767.0F, step);
+    __m256i total = _mm256_setzero_si256();
+    for (uint32_t i = 0; i < n; i += 8) {
+        __m256i eight = codes_of(load_floats(x + i, n - i), factor, 32767.0F);
+        store_i16(codes + i, eight, n - i);
+        total = _mm256_add_epi32(total, eight);
+    }
+    *sum = *step * (float)sum_lanes(total);
+}
+
+/* ---- A model's own quantizers ---- */
+
+/* z of the first n of 8 values. */
+INLINE __m256 shifted(const bitm_quantization *q, const float *x, uint32_t i, uint32_t n)
+{
+    __m256 z = load_floats(x + i, n);
+    if (q->shift != NULL) z = _mm256_add_ps(z, load_floats(q->shift + i, n));
+    if (!q->clips) return z;
+    z = _mm256_max_ps(z, all(q->clip_lo));
+    return _mm256_min_ps(z, all(q->clip_hi));
+}
+
+/* 1 where z > 0, -1 where z < 0 and codes can be negative. */
+INLINE __m256i signs_of(const bitm_quantization *q, __m256 z)
+{
+    __m256 zero = _mm256_setzero_ps();
+    __m256i positive = _mm256_castps_si256(_mm256_cmp_ps(z, zero, _CMP_GT_OQ));
+    __m256i negative = _mm256_castps_si256(_mm256_cmp_ps(z, zero, _CMP_LT_OQ));
+    if (!(q->lo < 0.0F)) negative = _mm256_setzero_si256();
+    return _mm256_sub_epi32(negative, positive);
+}
+
+int32_t bitm_quantize__avx2(const bitm_quantization *q, const float *x, uint32_t n, int16_t *codes)
+{
+    __m256i sum = _mm256_setzero_si256();
+    for (uint32_t i = 0; i < n; i += 8) {
+        __m256i mask = first_lanes(n - i), eight;
+        __m256 z = shifted(q, x, i, n - i);
+        if (q->sign) {
+            eight = signs_of(q, z);
+        } else {
+            __m256 code = _mm256_div_ps(_mm256_sub_ps(z, all(q->base)), all(q->divisor));
+            code = _mm256_mul_ps(code, all(q->factor));
+            code = _mm256_max_ps(code, all(q->lo));
+            code = _mm256_min_ps(code, all(q->hi));
+            eight = _mm256_cvttps_epi32(to_integer(code));
+        }
+        store_i16(codes + i, eight, n - i);
+        sum = _mm256_add_epi32(sum, _mm256_and_si256(eight, mask));
+    }
+    return sum_lanes(sum);
+}
+
+/* 0 and -0 are equal, but the scalar kernel keeps the first of them: so its sign is looked up. */
+static float first_zero(const bitm_quantization *q, const float *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += 8) {
+        __m256 z = shifted(q, x, i, n - i);
+        __m256 is_zero = _mm256_cmp_ps(z, _mm256_setzero_ps(), _CMP_EQ_OQ);
+        __m256 mask = _mm256_castsi256_ps(first_lanes(n - i));
+        int found = _mm256_movemask_ps(_mm256_and_ps(is_zero, mask));
+        if (found == 0) continue;
+        int lowest = found & -found;
+        return (_mm256_movemask_ps(z) & lowest) != 0 ? -0.0F : 0.0F;
+    }
+    return 0.0F;
+}
+
+void bitm_extremes__avx2(const bitm_quantization *q, const float *x, uint32_t n, float extremes[2])
+{
+    __m256 first = _mm256_broadcastss_ps(_mm256_castps256_ps128(shifted(q, x, 0, 1)));
+    __m256 least = first, greatest = first;
+    for (uint32_t i = 0; i < n; i += 8) {
+        __m256 mask = _mm256_castsi256_ps(first_lanes(n - i));
+        __m256 z = _mm256_blendv_ps(first, shifted(q, x, i, n - i), mask);
+        least = _mm256_min_ps(z, least);
+        greatest = _mm256_max_ps(z, greatest);
+    }
+    extremes[0] = -greatest_lane(_mm256_xor_ps(least, all(-0.0F)));
+    extremes[1] = greatest_lane(greatest);
+    if (extremes[0] == 0.0F || extremes[1] == 0.0F) {
+        float zero = first_zero(q, x, n);
+        if (extremes[0] == 0.0F) extremes[0] = zero;
+        if (extremes[1] == 0.0F) extremes[1] = zero;
+    }
+}
+
+/* ---- Planes of bits ---- */
+
+/* 32 words of 16 bits, all ones or zeros, to a bit each. */
+INLINE uint32_t bits_of(__m256i low_i16x16, __m256i high_i16x16)
+{
+    __m256i mixed = _mm256_packs_epi16(low_i16x16, high_i16x16);
+    return (uint32_t)_mm256_movemask_epi8(_mm256_permute4x64_epi64(mixed, _MM_SHUFFLE(3, 1, 2, 0)));
+}
+
+/* 64 codes, `stride` elements apart, of which the first n exist; the others are 0. */
+INLINE void load_codes(const int16_t *codes, size_t stride, uint32_t n, __m256i words[4])
+{
+    int16_t room[64];
+    if (stride != 1 || n < 64) {
+        memset(room, 0, sizeof room);
+        for (uint32_t i = 0; i < smaller(n, 64); i++)
+            room[i] = codes[i * stride];
+        codes = room;
+    }
+    for (int k = 0; k < 4; k++)
+        words[k] = _mm256_loadu_si256((const __m256i *)(codes + 16 * k));
+}
+
+void bitm_pack_sign__avx2(const int16_t *codes, uint32_t n, uint64_t *planes)
+{
+    size_t n_words = ((size_t)n + 63) / 64;
+    const __m256i zero = _mm256_setzero_si256();
+    for (size_t word = 0; word < n_words; word++) {
+        __m256i c[4], nonzero[4], positive[4];
+        load_codes(codes + word * 64, 1, n - (uint32_t)word * 64, c);
+        for (int k = 0; k < 4; k++) {
+            positive[k] = _mm256_cmpgt_epi16(c[k], zero);
+            nonzero[k] = _mm256_or_si256(positive[k], _mm256_cmpgt_epi16(zero, c[k]));
+        }
+        planes[word] = bits_of(nonzero[0], nonzero[1]) | (uint64_t)bits_of(nonzero[2], nonzero[3])
+                                                             << 32;
+        planes[n_words + word] =
+            bits_of(positive[0], positive[1]) | (uint64_t)bits_of(positive[2], positive[3]) << 32;
+    }
+}
+
+void bitm_pack_planes__avx2(const int16_t *codes, size_t stride, uint32_t n, uint32_t n_planes,
+                            uint64_t *planes)
+{
+    size_t n_words = ((size_t)n + 63) / 64;
+    for (size_t word = 0; word < n_words; word++) {
+        __m256i c[4];
+        load_codes(codes + word * 64 * stride, stride, n - (uint32_t)word * 64, c);
+        for (uint32_t p = 0; p < n_planes; p++) {
+            const __m256i bit = _mm256_set1_epi16((int16_t)(uint16_t)(1U << p));
+            __m256i plane[4];
+            for (int k = 0; k < 4; k++)
+                plane[k] = _mm256_cmpeq_epi16(_mm256_and_si256(c[k], bit), bit);
+            planes[p * n_words + word] =
+                bits_of(plane[0], plane[1]) | (uint64_t)bits_of(plane[2], plane[3]) << 32;
+        }
+    }
+}

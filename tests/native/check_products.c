@@ -1,0 +1,402 @@
+/* The products of weights and inputs: integers are exact, sums of floats as near as their order. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check_kernels.h"
+
+typedef enum weight_kind {
+    WEIGHT_BIT1,
+    WEIGHT_TERN,
+    WEIGHT_I8,
+    WEIGHT_F16,
+    WEIGHT_F32
+} weight_kind;
+typedef enum input_kind { INPUT_I8, INPUT_I16, INPUT_F32, INPUT_SIGN, INPUT_PLANES } input_kind;
+
+/* A product with its operands as plain numbers beside. */
+typedef struct product {
+    weight_kind weight;
+    input_kind input;
+    uint32_t n_tokens, n_outputs;
+    bitm_gemm gemm;
+    double *weights; /* [n_outputs, n_inputs] */
+    double *inputs;  /* [n_tokens, n_inputs] */
+} product;
+
+/* ---- Operands ---- */
+
+static size_t words_of(uint32_t n)
+{
+    return ((size_t)n + 63) / 64;
+}
+
+static void set_bit(uint64_t *row, uint32_t column, bool value)
+{
+    row[column / 64] |= (uint64_t)value << column % 64;
+}
+
+/* binary16 by its definition, IEEE 754-2008 table 3.5; infinities and NaN aside. */
+static double half_value(uint16_t half)
+{
+    int exponent = half >> 10 & 31, fraction = half & 1023;
+    double magnitude = exponent == 0 ? ldexp(fraction, -24) : ldexp(1024 + fraction, exponent - 25);
+    return half >> 15 ? -magnitude : magnitude;
+}
+
+static uint16_t half_of(trial *t)
+{
+    uint16_t random = (uint16_t)random_u64(&t->random), sign = random & 0x8000U;
+    switch (t->pattern) {
+    case PATTERN_ZEROS:
+        return 0;
+    case PATTERN_ONES:
+        return 0x3C00;
+    case PATTERN_SIGNED_ZEROS:
+        return sign;
+    case PATTERN_DENORMALS:
+        return random & 0x83FFU;
+    case PATTERN_EXTREMES:
+        return sign | 0x7BFFU;
+    default: /* any finite one */
+        return (random & 0x7C00U) == 0x7C00U ? random & 0x83FFU : random;
+    }
+}
+
+static void make_weights(trial *t, product *p)
+{
+    uint32_t n = p->gemm.n_inputs;
+    size_t count = (size_t)p->n_outputs * n, plane = p->n_outputs * words_of(n);
+    p->weights = malloc(count * sizeof *p->weights);
+    uint64_t *words = NULL;
+    int8_t *bytes = NULL;
+    uint16_t *halves = NULL;
+    float *floats = NULL;
+    if (p->weight == WEIGHT_BIT1)
+        p->gemm.weights = words = guard_array(&t->arrays, plane, sizeof *words);
+    if (p->weight == WEIGHT_TERN)
+        p->gemm.weights = words = guard_array(&t->arrays, 2 * plane, sizeof *words);
+    if (p->weight == WEIGHT_I8)
+        p->gemm.weights = bytes = guard_array(&t->arrays, count, sizeof *bytes);
+    if (p->weight == WEIGHT_F16)
+        p->gemm.weights = halves = guard_array(&t->arrays, count, sizeof *halves);
+    if (p->weight == WEIGHT_F32) p->gemm.weights = floats = new_floats(t, count);
+    for (size_t i = 0; i < count; i++) {
+        uint64_t *row = words != NULL ? words + i / n * words_of(n) : NULL;
+        uint32_t column = (uint32_t)(i % n);
+        if (p->weight == WEIGHT_BIT1) {
+            bool bit = code_of(t, -1, 1) > 0;
+            set_bit(row, column, bit);
+            p->weights[i] = bit ? 1 : -1;
+        } else if (p->weight == WEIGHT_TERN) {
+            int32_t code = code_of(t, -1, 1);
+            set_bit(row, column, code != 0);
+            set_bit(row + plane, column, code > 0);
+            p->weights[i] = code;
+        } else if (p->weight == WEIGHT_I8) {
+            p->weights[i] = bytes[i] = (int8_t)code_of(t, -127, 127);
+        } else if (p->weight == WEIGHT_F16) {
+            halves[i] = half_of(t);
+            p->weights[i] = half_value(halves[i]);
+        } else {
+            p->weights[i] = floats[i];
+        }
+    }
+}
+
+/* Codes in bit planes: two's complement of n_planes bits, or unsigned. */
+static void make_planes(trial *t, product *p)
+{
+    uint32_t n = p->gemm.n_inputs, n_planes = 1 + random_below(&t->random, BITM_MAX_PLANES);
+    bool has_sign = n_planes > 1 && random_below(&t->random, 2) == 0;
+    int32_t *plane_weights = guard_array(&t->arrays, n_planes, sizeof *plane_weights);
+    int32_t *code_sum = guard_array(&t->arrays, p->n_tokens, sizeof *code_sum);
+    uint64_t *planes =
+        guard_array(&t->arrays, p->n_tokens * n_planes * words_of(n), sizeof *planes);
+    for (uint32_t i = 0; i < n_planes; i++)
+        plane_weights[i] = has_sign && i + 1 == n_planes ? -(1 << i) : 1 << i;
+    int32_t hi = (int32_t)((1U << (n_planes - has_sign)) - 1), lo = has_sign ? -hi - 1 : 0;
+    for (size_t i = 0; i < (size_t)p->n_tokens * n; i++) {
+        int32_t code = code_of(t, lo, hi);
+        for (uint32_t k = 0; k < n_planes; k++)
+            set_bit(planes + (i / n * n_planes + k) * words_of(n), (uint32_t)(i % n),
+                    (uint32_t)code >> k & 1);
+        code_sum[i / n] += code;
+        p->inputs[i] = code;
+    }
+    p->gemm.inputs = planes;
+    p->gemm.n_planes = n_planes;
+    p->gemm.plane_weights = plane_weights;
+    p->gemm.code_sum = code_sum;
+}
+
+static void make_inputs(trial *t, product *p)
+{
+    uint32_t n = p->gemm.n_inputs;
+    size_t count = (size_t)p->n_tokens * n;
+    p->inputs = malloc(count * sizeof *p->inputs);
+    if (p->input == INPUT_PLANES) {
+        make_planes(t, p);
+    } else if (p->input == INPUT_SIGN) {
+        uint64_t *planes = guard_array(&t->arrays, p->n_tokens * 2 * words_of(n), sizeof *planes);
+        for (size_t i = 0; i < count; i++) {
+            int32_t code = code_of(t, -1, 1);
+            uint64_t *row = planes + i / n * 2 * words_of(n);
+            set_bit(row, (uint32_t)(i % n), code != 0);
+            set_bit(row + words_of(n), (uint32_t)(i % n), code > 0);
+            p->inputs[i] = code;
+        }
+        p->gemm.inputs = planes;
+    } else if (p->input == INPUT_I8) {
+        int8_t *codes = guard_array(&t->arrays, count, sizeof *codes);
+        for (size_t i = 0; i < count; i++)
+            p->inputs[i] = codes[i] = (int8_t)code_of(t, -128, 127);
+        p->gemm.inputs = codes;
+    } else if (p->input == INPUT_I16) {
+        int16_t *codes = guard_array(&t->arrays, count, sizeof *codes);
+        for (size_t i = 0; i < count; i++)
+            p->inputs[i] = codes[i] = (int16_t)code_of(t, -32768, 32767);
+        p->gemm.inputs = codes;
+    } else {
+        float *floats = new_floats(t, count);
+        for (size_t i = 0; i < count; i++)
+            p->inputs[i] = floats[i];
+        p->gemm.inputs = floats;
+    }
+}
+
+static void make_product(trial *t, product *p, uint32_t n_inputs)
+{
+    p->gemm.n_inputs = n_inputs;
+    p->gemm.n_rows = p->n_outputs;
+    make_weights(t, p);
+    make_inputs(t, p);
+    p->gemm.row_scale = new_randoms(t, p->n_outputs);
+    p->gemm.bias = new_floats(t, p->n_outputs);
+    if (random_below(&t->random, 2) == 0) p->gemm.row_offset = new_randoms(t, p->n_outputs);
+    if (random_below(&t->random, 2) == 0) p->gemm.row_base = new_randoms(t, p->n_outputs);
+    p->gemm.token_step = new_randoms(t, p->n_tokens);
+    p->gemm.token_sum = new_floats(t, p->n_tokens);
+    p->gemm.token_base = new_floats(t, p->n_tokens);
+    p->gemm.output_stride = p->n_outputs + random_below(&t->random, 5);
+    p->gemm.accumulate = random_below(&t->random, 2) == 0;
+}
+
+static void end_product(trial *t, product *p)
+{
+    free(p->weights);
+    free(p->inputs);
+    guard_release(&t->arrays);
+}
+
+/* The weights as the kernel's packing lays them out, between guards that let them be aligned. */
+static const void *pack_weights(trial *t, const product *p)
+{
+    const bitm_gemm *g = &p->gemm;
+    uint32_t n_planes = p->weight == WEIGHT_TERN ? 2 : 1;
+    size_t n_bytes = t->packing->n_bytes(n_planes, g->n_rows, g->n_inputs);
+    size_t n_room = (n_bytes + 63) / 64 * 64;
+    uint8_t *packed = guard_array(&t->arrays, n_room, 1);
+    memset(packed, 0xA5, n_room);
+    t->packing->pack(g->weights, n_planes, g->n_rows, g->n_inputs, packed);
+    for (size_t i = n_bytes; i < n_room; i++)
+        expect(t, packed[i] == 0xA5, "packing has written byte %zu of %zu", i, n_bytes);
+    return packed;
+}
+
+/* ---- The check ---- */
+
+static void expect_element(trial *t, const product *p, size_t token, size_t output, float before,
+                           float found)
+{
+    const bitm_gemm *g = &p->gemm;
+    uint32_t n = g->n_inputs;
+    double dot = 0, size = 0;
+    for (uint32_t c = 0; c < n; c++) {
+        double term = p->weights[output * n + c] * p->inputs[token * n + c];
+        dot += term;
+        size += fabs(term);
+    }
+    /* Integers are rounded once; a float passes n / 16 additions of its lane and 4 of the fold. */
+    double error = p->input != INPUT_F32 ? ROUNDING * fabs(dot)
+                                         : ROUNDING * (n / 16 + 6) * size + SMALLEST * n;
+    double scale = (double)g->row_scale[output] * g->token_step[token];
+    double terms[5] = {dot * scale, g->bias[output], 0, 0, g->accumulate ? before : 0};
+    if (g->row_offset != NULL) terms[2] = (double)g->row_offset[output] * g->token_sum[token];
+    if (g->row_base != NULL) terms[3] = (double)g->row_base[output] * g->token_base[token];
+    double expected = 0, magnitude = 0;
+    for (int i = 0; i < 5; i++) {
+        expected += terms[i];
+        magnitude += fabs(terms[i]);
+    }
+    expect_near(t, token * g->output_stride + output, found, expected,
+                fabs(scale) * error + 6 * ROUNDING * magnitude + SMALLEST * 4);
+}
+
+static void check_block(trial *t, product *p, bitm_gemm_fn *kernel, bitm_gemm_fn *scalar)
+{
+    bitm_gemm *g = &p->gemm;
+    uint32_t token = random_below(&t->random, p->n_tokens);
+    uint32_t output = random_below(&t->random, p->n_outputs);
+    uint32_t n_tokens = 1 + random_below(&t->random, p->n_tokens - token);
+    uint32_t n_outputs = 1 + random_below(&t->random, p->n_outputs - output);
+    at_work(t, "pattern %d, %u inputs, tokens %u + %u of %u, outputs %u + %u of %u", t->pattern,
+            g->n_inputs, token, n_tokens, p->n_tokens, output, n_outputs, p->n_outputs);
+    guard_seal(&t->arrays);
+    size_t n = (p->n_tokens - 1) * g->output_stride + p->n_outputs;
+    float *before = new_randoms(t, n);
+    float *found = new_copy(t, before, n * sizeof *found);
+    float *expected = new_copy(t, before, n * sizeof *expected);
+    g->outputs = expected;
+    scalar(g, token, n_tokens, output, n_outputs);
+    g->outputs = found;
+    kernel(g, token, n_tokens, output, n_outputs);
+    expect_same(t, found, expected, n * sizeof *found, "outputs");
+    if (t->packing != NULL) {
+        g->packed = pack_weights(t, p);
+        g->outputs = memcpy(found, before, n * sizeof *found);
+        kernel(g, token, n_tokens, output, n_outputs);
+        expect_same(t, found, expected, n * sizeof *found, "outputs of packed weights");
+    }
+    for (size_t i = 0; i < n; i++) {
+        size_t row = i / g->output_stride, column = i % g->output_stride;
+        if (row >= token && row < token + n_tokens && column >= output &&
+            column < output + n_outputs)
+            expect_element(t, p, row, column, before[i], expected[i]);
+        else
+            expect(t, memcmp(&expected[i], &before[i], sizeof before[i]) == 0,
+                   "element %zu outside of the block has changed", i);
+    }
+}
+
+static void check_product(trial *t, weight_kind weight, input_kind input, bitm_gemm_fn *kernel,
+                          bitm_gemm_fn *scalar)
+{
+    for (int i = 0; i < N_AWKWARD_SIZES; i++) {
+        product p = {.weight = weight,
+                     .input = input,
+                     .n_tokens = 1 + random_below(&t->random, 35),
+                     .n_outputs = 1 + random_below(&t->random, 70)};
+        make_product(t, &p, awkward_sizes[i]);
+        check_block(t, &p, kernel, scalar);
+        end_product(t, &p);
+    }
+}
+
+/* ---- The speed ---- */
+
+typedef struct product_call {
+    product p;
+    bitm_gemm_fn *kernel;
+} product_call;
+
+static void call_product(void *context)
+{
+    product_call *call = context;
+    call->kernel(&call->p.gemm, 0, call->p.n_tokens, 0, call->p.n_outputs);
+}
+
+/* A batch of tokens through a linear of BERT-base. */
+static speed measure_product(trial *t, weight_kind weight, input_kind input, bitm_gemm_fn *kernel)
+{
+    enum { N_INPUTS = 768, N_OUTPUTS = 256, N_TOKENS = 64 };
+    product_call call = {
+        .p = {.weight = weight, .input = input, .n_tokens = N_TOKENS, .n_outputs = N_OUTPUTS},
+        .kernel = kernel};
+    make_product(t, &call.p, N_INPUTS);
+    call.p.gemm.accumulate = false;
+    if (t->packing != NULL) call.p.gemm.packed = pack_weights(t, &call.p);
+    call.p.gemm.outputs = new_randoms(t, call.p.gemm.output_stride * N_TOKENS);
+    speed found = {(double)N_INPUTS * N_OUTPUTS * N_TOKENS, "MAC", time_calls(call_product, &call)};
+    end_product(t, &call.p);
+    return found;
+}
+
+#define PRODUCT(op, weight, input)                                                                 \
+    void check_##op(trial *t, any_fn *kernel, any_fn *scalar)                                      \
+    {                                                                                              \
+        check_product(t, weight, input, (bitm_gemm_fn *)kernel, (bitm_gemm_fn *)scalar);           \
+    }                                                                                              \
+    speed measure_##op(trial *t, any_fn *kernel)                                                   \
+    {                                                                                              \
+        return measure_product(t, weight, input, (bitm_gemm_fn *)kernel);                          \
+    }
+
+PRODUCT(gemm_w1a8, WEIGHT_BIT1, INPUT_I8)
+PRODUCT(gemm_w1a16, WEIGHT_BIT1, INPUT_I16)
+PRODUCT(gemm_w1f32, WEIGHT_BIT1, INPUT_F32)
+PRODUCT(gemm_w1sign, WEIGHT_BIT1, INPUT_SIGN)
+PRODUCT(gemm_w1planes, WEIGHT_BIT1, INPUT_PLANES)
+PRODUCT(gemm_w2a8, WEIGHT_TERN, INPUT_I8)
+PRODUCT(gemm_w2a16, WEIGHT_TERN, INPUT_I16)
+PRODUCT(gemm_w2f32, WEIGHT_TERN, INPUT_F32)
+PRODUCT(gemm_w2sign, WEIGHT_TERN, INPUT_SIGN)
+PRODUCT(gemm_w2planes, WEIGHT_TERN, INPUT_PLANES)
+PRODUCT(gemm_f16, WEIGHT_F16, INPUT_F32)
+PRODUCT(gemm_f32, WEIGHT_F32, INPUT_F32)
+PRODUCT(gemm_i8, WEIGHT_I8, INPUT_F32)
+
+/* ---- Products of bit planes ---- */
+
+static bitm_planes make_bits(trial *t, uint32_t n_planes, uint32_t n_words)
+{
+    uint64_t *bits = guard_array(&t->arrays, (size_t)n_planes * n_words, sizeof *bits);
+    int32_t *weights = guard_array(&t->arrays, n_planes, sizeof *weights);
+    for (size_t i = 0; i < (size_t)n_planes * n_words; i++) {
+        bits[i] = random_u64(&t->random);
+        if (t->pattern == PATTERN_ZEROS) bits[i] = 0;
+        if (t->pattern == PATTERN_ONES || t->pattern == PATTERN_EXTREMES) bits[i] = UINT64_MAX;
+    }
+    for (uint32_t i = 0; i < n_planes; i++)
+        weights[i] = random_below(&t->random, 2) == 0 ? 1 << i : -(1 << i);
+    return (bitm_planes){.bits = bits, .weights = weights, .n_planes = n_planes};
+}
+
+void check_dot_planes(trial *t, any_fn *kernel, any_fn *scalar)
+{
+    for (uint32_t n_words = 1; n_words <= 48; n_words++) {
+        bitm_planes a = make_bits(t, 1 + random_below(&t->random, 8), n_words);
+        bitm_planes b = make_bits(t, 1 + random_below(&t->random, 8), n_words);
+        guard_seal(&t->arrays);
+        at_work(t, "pattern %d, %u and %u planes of %u words", t->pattern, a.n_planes, b.n_planes,
+                n_words);
+        int64_t sum = 0;
+        for (uint32_t p = 0; p < a.n_planes; p++)
+            for (uint32_t q = 0; q < b.n_planes; q++)
+                for (size_t i = 0; i < (size_t)n_words * 64; i++) {
+                    size_t word = i / 64, bit = i % 64;
+                    if (a.bits[p * n_words + word] >> bit & b.bits[q * n_words + word] >> bit & 1)
+                        sum += (int64_t)a.weights[p] * b.weights[q];
+                }
+        int32_t expected = ((bitm_dot_planes_fn *)scalar)(&a, &b, n_words);
+        int32_t found = ((bitm_dot_planes_fn *)kernel)(&a, &b, n_words);
+        expect_near(t, 0, expected, (double)sum, 0);
+        expect(t, found == expected, "found %d, expected %d", found, expected);
+        guard_release(&t->arrays);
+    }
+}
+
+typedef struct planes_call {
+    bitm_planes a, b;
+    uint32_t n_words;
+    bitm_dot_planes_fn *kernel;
+    volatile int32_t result; /* so that the call is not left out */
+} planes_call;
+
+static void call_dot_planes(void *context)
+{
+    planes_call *call = context;
+    call->result = call->kernel(&call->a, &call->b, call->n_words);
+}
+
+speed measure_dot_planes(trial *t, any_fn *kernel)
+{
+    enum { N_PLANES = 4, N_WORDS = 12 };
+    planes_call call = {.a = make_bits(t, N_PLANES, N_WORDS),
+                        .b = make_bits(t, N_PLANES, N_WORDS),
+                        .n_words = N_WORDS,
+                        .kernel = (bitm_dot_planes_fn *)kernel};
+    speed found = {N_WORDS * 64, "MAC", time_calls(call_dot_planes, &call)};
+    guard_release(&t->arrays);
+    return found;
+}
