@@ -66,10 +66,16 @@ def batch(vocab_size: int, positions: int, types: int) -> tuple[npt.NDArray[np.i
 # The evaluation in numpy
 
 
-def evaluate(state: State, config: Config, *inputs: npt.NDArray[np.int64]) -> Outputs:
+def evaluate(
+    state: State,
+    config: Config,
+    ids: npt.NDArray[np.int64],
+    mask: npt.NDArray[np.int64],
+    types: npt.NDArray[np.int64],
+) -> Outputs:
     """Runs the tensors of a checkpoint, put into slots by the table of bert_checkpoints."""
     values = {slot: state[name] for name, slot in SLOTS.items() if name in state}
-    return evaluate_network(Network(config, values.get), *inputs)
+    return evaluate_network(Network(config, values.get), ids, mask, types)
 
 
 def test_erf_is_that_of_the_standard_library() -> None:

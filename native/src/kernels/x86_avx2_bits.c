@@ -160,21 +160,10 @@ INLINE void make_wide(const uint8_t *codes, uint32_t n_bytes, bool is_signed, ui
         wide_tables(codes + byte * 8, is_signed, t->bytes + (byte * n_rows + row) * 64);
 }
 
-/* Entry [j][i]: how many bits i and j share. */
+/* Entry [j][i]: how many bits i and j share, times the weight of a plane. */
 typedef struct shared_bits {
     _Alignas(16) int8_t count[16][16];
 } shared_bits;
-
-#define SHARE(i, j)                                                                                \
-    (((i) & (j) & 1) + (((i) & (j)) >> 1 & 1) + (((i) & (j)) >> 2 & 1) + (((i) & (j)) >> 3 & 1))
-#define SHARE_ROW(j)                                                                               \
-    {SHARE(0, j),  SHARE(1, j),  SHARE(2, j),  SHARE(3, j), SHARE(4, j),  SHARE(5, j),             \
-     SHARE(6, j),  SHARE(7, j),  SHARE(8, j),  SHARE(9, j), SHARE(10, j), SHARE(11, j),            \
-     SHARE(12, j), SHARE(13, j), SHARE(14, j), SHARE(15, j)}
-static const shared_bits shared = {{SHARE_ROW(0), SHARE_ROW(1), SHARE_ROW(2), SHARE_ROW(3),
-                                    SHARE_ROW(4), SHARE_ROW(5), SHARE_ROW(6), SHARE_ROW(7),
-                                    SHARE_ROW(8), SHARE_ROW(9), SHARE_ROW(10), SHARE_ROW(11),
-                                    SHARE_ROW(12), SHARE_ROW(13), SHARE_ROW(14), SHARE_ROW(15)}};
 
 /* Entry i of a table is the sum over planes of count[plane nibble][i], plus an offset. */
 static void make_narrow(const uint64_t *const planes[], const shared_bits counts[],
@@ -328,7 +317,7 @@ typedef struct work {
     uint32_t n_rows; /* of tables: two for a token of int16 codes, of high and low bytes */
     uint32_t round;  /* of narrow tables */
     int32_t offset;  /* of one group's sum */
-    shared_bits counts[BITM_MAX_PLANES]; /* of narrow tables: scaled by the planes' weights */
+    shared_bits counts[BITM_MAX_PLANES]; /* of narrow tables */
     tables tables;
     int32_t code_sum[NARROW_ROWS];
     _Alignas(32) int32_t dots[NARROW_ROWS][BLOCK + 8]; /* + 8: for unaligned loads */
@@ -553,7 +542,7 @@ static bool scale_counts(work *w, const int32_t *weights, uint32_t n_planes)
         if (weights[p] < 0) w->offset -= 4 * weights[p];
         for (int i = 0; i < 16 * 16; i++)
             w->counts[p].count[i / 16][i % 16] =
-                (int8_t)(weights[p] * shared.count[i / 16][i % 16]);
+                (int8_t)(weights[p] * __builtin_popcount((unsigned)(i / 16 & i % 16)));
     }
     w->round = 255 / 2 / (range > 0 ? range : 1);
     return w->round > 0;
