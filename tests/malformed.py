@@ -741,7 +741,11 @@ def _network_edits() -> Iterator[Edit]:
     yield replace("FILE_TENSOR_DTYPE", "layers.0.low_rank.query_m.weight", "bit1", bits)
     yield "low rank of bits without their scale", "FILE_TENSOR_DTYPE", _low_rank_bits
     yield from _columns()
+    yield from _misfits()
 
+
+def _misfits() -> Iterator[Edit]:
+    """Step 12: what lacks its partner, or belongs to no slot or place."""
     yield (
         "shift without quantizer",
         "FILE_QUANTIZER",

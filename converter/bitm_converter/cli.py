@@ -160,6 +160,28 @@ def _parser() -> argparse.ArgumentParser:
         help="scales of a bitmaps checkpoint: in it, or the mean magnitudes of its first revision, "
         "whose tensors look like a plain BERT's",
     )
+    _add_formats(parser)
+    _add_binarize(parser)
+    add(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="leave out a tensor that bitm does not know, such as 'cls.extra.*'; may be repeated",
+    )
+    add(
+        "--verify",
+        action="store_true",
+        help="run the file and the checkpoint, and write it only if their outputs agree",
+    )
+    add("--verbose", action="store_true", help="print a line for every tensor")
+    add("--json", action="store_true", help="print the report as JSON")
+    add("--quiet", action="store_true", help="print nothing but errors")
+    return parser
+
+
+def _add_formats(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--embeddings",
         choices=("auto", "fp16", "fp32", "int8", "bit1"),
@@ -181,23 +203,6 @@ def _parser() -> argparse.ArgumentParser:
         help="other matrices, where not two-valued (default: beside a 1-bit encoder of a plain "
         "BERT fp16, with int8 or bit1 embeddings int8; else unchanged values)",
     )
-    _add_binarize(parser)
-    add(
-        "--ignore",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="leave out a tensor that bitm does not know, such as 'cls.extra.*'; may be repeated",
-    )
-    add(
-        "--verify",
-        action="store_true",
-        help="run the file and the checkpoint, and write it only if their outputs agree",
-    )
-    add("--verbose", action="store_true", help="print a line for every tensor")
-    add("--json", action="store_true", help="print the report as JSON")
-    add("--quiet", action="store_true", help="print nothing but errors")
-    return parser
 
 
 def _add_binarize(parser: argparse.ArgumentParser) -> None:

@@ -23,25 +23,39 @@ INLINE __m256i first_lanes(uint32_t n)
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)smaller(n, 8)), lane_i32x8);
 }
 
-/* The first n of 8 floats, where n may be more; 0 in the lanes past them.  Masked loads and stores
- * do not touch the others' memory, but some CPUs take 20 times as long for a masked store. */
+/* The first n of 8 floats, where n may be more; 0 in the lanes past them.  By way of a copy: masked
+ * stores are slow on Zen, and emulators fault at masked loads that processors allow. */
 INLINE __m256 load_floats(const float *x, uint32_t n)
 {
-    return n >= 8 ? _mm256_loadu_ps(x) : _mm256_maskload_ps(x, first_lanes(n));
+    if (n >= 8) return _mm256_loadu_ps(x);
+    float room[8] = {0};
+    for (uint32_t i = 0; i < n; i++)
+        room[i] = x[i];
+    return _mm256_loadu_ps(room);
 }
 
 INLINE void store_floats(float *x, uint32_t n, __m256 values)
 {
-    if (n >= 8)
+    if (n >= 8) {
         _mm256_storeu_ps(x, values);
-    else
-        _mm256_maskstore_ps(x, first_lanes(n), values);
+        return;
+    }
+    float room[8];
+    _mm256_storeu_ps(room, values);
+    for (uint32_t i = 0; i < n; i++)
+        x[i] = room[i];
 }
 
 /* The 16 canonical lanes of a sum: 0 to 7, 8 to 15. */
 typedef struct lanes {
     __m256 low, high;
 } lanes;
+
+/* Of n elements from lane 0 on, those from lane 8 on. */
+INLINE uint32_t less_8(uint32_t n)
+{
+    return n > 8 ? n - 8 : 0;
+}
 
 INLINE float fold(lanes sum)
 {

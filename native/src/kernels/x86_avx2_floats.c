@@ -34,14 +34,13 @@ INLINE __m256 in_register(__m256 x)
 }
 
 /* Lanes that have no element stay as they are: adding a product of zeros could change -0. */
-INLINE void add_last_products(const float *a, const float *b, const __m256i mask[2], lanes *sum)
+INLINE void add_last_products(const float *a, const float *b, uint32_t n, lanes *sum)
 {
-    __m256 low =
-        _mm256_fmadd_ps(_mm256_maskload_ps(a, mask[0]), _mm256_maskload_ps(b, mask[0]), sum->low);
-    __m256 high = _mm256_fmadd_ps(_mm256_maskload_ps(a + 8, mask[1]),
-                                  _mm256_maskload_ps(b + 8, mask[1]), sum->high);
-    sum->low = _mm256_blendv_ps(sum->low, low, _mm256_castsi256_ps(mask[0]));
-    sum->high = _mm256_blendv_ps(sum->high, high, _mm256_castsi256_ps(mask[1]));
+    __m256 low = _mm256_fmadd_ps(load_floats(a, n), load_floats(b, n), sum->low);
+    __m256 high =
+        _mm256_fmadd_ps(load_floats(a + 8, less_8(n)), load_floats(b + 8, less_8(n)), sum->high);
+    sum->low = _mm256_blendv_ps(sum->low, low, _mm256_castsi256_ps(first_lanes(n)));
+    sum->high = _mm256_blendv_ps(sum->high, high, _mm256_castsi256_ps(first_lanes(less_8(n))));
 }
 
 /* Adds to sums [n_a, n_b] the products of n elements of the rows a and b, so many floats apart. */
@@ -69,13 +68,8 @@ INLINE void add_dots(const float *a, size_t stride_a, const uint32_t n_a, const 
                 local[r * n_b + q].high = _mm256_fmadd_ps(x, high[q], local[r * n_b + q].high);
         }
     }
-    if (i < n) {
-        const __m256i mask[2] = {first_lanes(n - i), first_lanes(n - i > 8 ? n - i - 8 : 0)};
-        for (uint32_t r = 0; r < n_a; r++)
-            for (uint32_t q = 0; q < n_b; q++)
-                add_last_products(a + r * stride_a + i, b + q * stride_b + i, mask,
-                                  &local[r * n_b + q]);
-    }
+    for (uint32_t k = 0; i < n && k < n_a * n_b; k++)
+        add_last_products(a + k / n_b * stride_a + i, b + k % n_b * stride_b + i, n - i, &local[k]);
     for (uint32_t k = 0; k < n_a * n_b; k++)
         sums[k] = local[k];
 }
@@ -226,11 +220,10 @@ INLINE void multiply_token(const bitm_gemm *gemm, weight_kind kind, uint32_t tok
         }
     }
     uint32_t n_last = (uint32_t)n - i;
-    const __m256i mask[2] = {first_lanes(n_last), first_lanes(n_last > 8 ? n_last - 8 : 0)};
     for (uint32_t o = 0; o < n_outputs; o++) {
         _Alignas(32) float room[BITM_LANES];
         const float *weights = weights_of(gemm, kind, output + o, i, n_last, room);
-        if (n_last > 0) add_last_products(weights, x + i, mask, &sums[o]);
+        if (n_last > 0) add_last_products(weights, x + i, n_last, &sums[o]);
         store_output(gemm, token, output + o, fold(sums[o]));
     }
 }

@@ -165,11 +165,6 @@ void bitm_activate__avx2(uint32_t activation, float *x, uint32_t n)
  * Two vectors are the 16 lanes.  Past the end they get +0, which changes no sum that starts from +0
  * and has no product that could have become -0. */
 
-INLINE uint32_t less_8(uint32_t n)
-{
-    return n > 8 ? n - 8 : 0;
-}
-
 INLINE lanes load(const float *x, uint32_t n)
 {
     return (lanes){load_floats(x, n), load_floats(x + 8, less_8(n))};
