@@ -440,7 +440,8 @@ static void end_word(encoder *e)
     bool known = w->n_chars <= t->vocabulary.max_word_chars;
     for (size_t start = 0, end = 0, first = 0; known && start < w->n_bytes; start = end) {
         int32_t id = longest_piece(t, w, start, &end);
-        if (!(known = id >= 0)) break;
+        known = id >= 0;
+        if (!known) break;
         size_t next = first + count_chars(w->bytes + start, end - start);
         append_id(e->list, id, span_of(e, w->sources[first], w->sources[next - 1]));
         first = next;

@@ -24,7 +24,7 @@ INLINE __m256i first_lanes(uint32_t n)
 }
 
 /* The first n of 8 floats, where n may be more; 0 in the lanes past them.  By way of a copy: masked
- * stores are slow on Zen, and emulators fault at masked loads that processors allow. */
+ * stores are slow on Zen, and qemu 7.2 faults at masked loads that processors allow. */
 INLINE __m256 load_floats(const float *x, uint32_t n)
 {
     if (n >= 8) return _mm256_loadu_ps(x);
@@ -83,15 +83,27 @@ INLINE void store_outputs(const bitm_gemm *gemm, size_t token, size_t output, ui
     store_floats(y, n, value);
 }
 
-/* The same for one output. */
+/* A float in a register: emulators (qemu 7.2) read beyond one that is the memory operand of a fused
+ * multiply-add. */
+INLINE float load_float(const float *x)
+{
+    float loaded = *x;
+    __asm__("" : "+x"(loaded));
+    return loaded;
+}
+
+/* The epilogue for one output. */
 INLINE void store_output(const bitm_gemm *gemm, size_t token, size_t output, float dot)
 {
     float *y = gemm->outputs + token * gemm->output_stride + output;
-    float value = fmaf(dot, gemm->row_scale[output] * gemm->token_step[token], gemm->bias[output]);
+    float scale = load_float(gemm->row_scale + output) * load_float(gemm->token_step + token);
+    float value = fmaf(dot, scale, load_float(gemm->bias + output));
     if (gemm->row_offset != NULL)
-        value = fmaf(gemm->row_offset[output], gemm->token_sum[token], value);
+        value =
+            fmaf(load_float(gemm->row_offset + output), load_float(gemm->token_sum + token), value);
     if (gemm->row_base != NULL)
-        value = fmaf(gemm->row_base[output], gemm->token_base[token], value);
+        value =
+            fmaf(load_float(gemm->row_base + output), load_float(gemm->token_base + token), value);
     *y = gemm->accumulate ? *y + value : value;
 }
 
