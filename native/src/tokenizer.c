@@ -167,7 +167,7 @@ static bitm_status index_tokens(bitm_tokenizer *t, bitm_error *err)
         uint32_t *slot = find_slot(t, &key, &n_probes);
         *slot = (key.hash & ~t->id_mask) | (id + 1);
         if (to - from > t->longest_token) t->longest_token = to - from;
-        BITM_CHECK(n_probes / MAX_MEAN_PROBES <= v->n_tokens, BITM_FILE_VOCABULARY, err,
+        BITM_CHECK(n_probes / MAX_MEAN_PROBES <= v->n_tokens, BITM_UNSUPPORTED, err,
                    "token %u: expected tokens that spread over the index, found ones that collide",
                    (unsigned)id);
     }

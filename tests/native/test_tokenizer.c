@@ -464,7 +464,7 @@ static void test_colliding_vocabulary(void)
         if ((hash & 2047) == 0) fixture_add(&shared, token, sizeof token);
     }
     expect(shared.vocabulary.n_tokens == 1000, "a thousand tokens that collide");
-    expect_refused(BITM_FILE_VOCABULARY, "collide");
+    expect_refused(BITM_UNSUPPORTED, "collide");
 }
 
 int main(void)
