@@ -49,7 +49,8 @@ size_t bitm_tokenizer_bytes(const bitm_vocabulary *v);
 /* Indexes the vocabulary.  `memory` (bitm_tokenizer_bytes(v), aligned to 64) and what *v borrows
  * must outlive *t; *v itself need not.  Of equal tokens, the last one counts.
  * BITM_FILE_CONFIG: an id or max_word_chars is out of its range; BITM_FILE_VOCABULARY: offsets
- * descend, or a token is too long; BITM_UNSUPPORTED: the tokens are made to collide in the index. */
+ * descend, or a token is too long; BITM_UNSUPPORTED: the tokens are made to collide in the index.
+ */
 bitm_status bitm_tokenizer_init(bitm_tokenizer *t, const bitm_vocabulary *v, void *memory,
                                 bitm_error *err);
 
