@@ -35,7 +35,7 @@ help: ## list the targets
 
 dev: $(VENV)/installed ## make .venv with the package, all tools and all that tests need
 
-$(VENV)/ready: pyproject.toml
+$(VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	pip install --quiet --upgrade pip
 	pip install --quiet --group dev --group reference
