@@ -26,7 +26,7 @@ CTEST = ctest --test-dir $(BUILD)-$(1) --output-on-failure
 
 .DEFAULT_GOAL := help
 .PHONY: help dev build test test-quick test-native test-py check fmt fmt-check lint tidy types layers \
-  gen gen-check asan asan-py tsan valgrind bench-kernels wheel wheel-test ci clean
+  gen gen-check asan asan-py asan-library tsan valgrind bench-kernels wheel wheel-test ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
