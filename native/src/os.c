@@ -190,7 +190,8 @@ bitm_status bitm_os_map_file(bitm_mapping *mapping, const char *path, bitm_error
 
 void bitm_os_unmap_file(bitm_mapping *mapping)
 {
-    if (mapping->n_bytes > 0) (void)munmap((void *)(uintptr_t)mapping->bytes, mapping->n_bytes);
+    if (mapping->n_bytes > 0)
+        (void)munmap((void *)(uintptr_t)mapping->bytes, (size_t)mapping->n_bytes);
     mapping->n_bytes = 0;
 }
 

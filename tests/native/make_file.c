@@ -189,21 +189,23 @@ void *make_file(const file_shape *shape, uint64_t seed, size_t *n_bytes)
         header.file_bytes += aligned(p.tensors[i].data_bytes);
     }
 
-    uint8_t *file = aligned_alloc(64, header.file_bytes);
+    size_t file_bytes = (size_t)header.file_bytes;
+    uint8_t *file = aligned_alloc(64, file_bytes);
     if (file == NULL) return NULL;
-    memset(file, 0, header.file_bytes);
+    memset(file, 0, file_bytes);
     random_state random = {seed};
     for (uint32_t i = 0; i < p.n_tensors; i++) {
         uint8_t *data = file + p.tensors[i].data_offset;
         write_tensor(&p.tensors[i], &random, data);
-        p.tensors[i].crc32c = bitm_crc32c(0, data, p.tensors[i].data_bytes);
+        p.tensors[i].crc32c = bitm_crc32c(0, data, (size_t)p.tensors[i].data_bytes);
     }
     memcpy(file + sizeof header, &config, sizeof config);
     memcpy(file + sizeof header + sizeof config, p.tensors, table_bytes);
     memcpy(file + vocabulary_at, vocabulary, n_vocabulary);
-    header.tables_crc32c = bitm_crc32c(0, file + sizeof header, header.data_offset - sizeof header);
+    header.tables_crc32c =
+        bitm_crc32c(0, file + sizeof header, (size_t)header.data_offset - sizeof header);
     header.header_crc32c = bitm_crc32c(0, &header, offsetof(bitm_file_header, header_crc32c));
     memcpy(file, &header, sizeof header);
-    *n_bytes = header.file_bytes;
+    *n_bytes = file_bytes;
     return file;
 }
