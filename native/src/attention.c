@@ -473,8 +473,8 @@ static void find_float_terms(const work *w, const float *x)
                              backend->attention.low_rank);
     }
     if (config->value_term)
-        bitm_backend_linear(backend, &layer->value_term, x, n_tokens, w->spans,
-                            backend->attention.value_term);
+        bitm_backend_linear(backend, &layer->value_term, BITM_ACTIVATION_NONE, x, n_tokens,
+                            w->spans, backend->attention.value_term);
 }
 
 void bitm_backend_attention(bitm_backend *backend, const bitm_layer *layer, const bitm_spans *spans,

@@ -64,8 +64,10 @@ void bitm_backend_linears(bitm_backend *backend, uint32_t n_linears,
                           const bitm_linear *const linears[], const float *inputs,
                           uint32_t n_tokens, const bitm_spans *spans, float *const outputs[]);
 
-void bitm_backend_linear(bitm_backend *backend, const bitm_linear *linear, const float *inputs,
-                         uint32_t n_tokens, const bitm_spans *spans, float *outputs);
+/* The same for one linear, followed by an activation function. */
+void bitm_backend_linear(bitm_backend *backend, const bitm_linear *linear, uint32_t activation,
+                         const float *inputs, uint32_t n_tokens, const bitm_spans *spans,
+                         float *outputs);
 
 /* context [n_tokens, A] = attention of a layer within each sequence; x [n_tokens, H] are the
  * layer's inputs, query, key and value [n_tokens, A] their linears' outputs, which may be
@@ -77,10 +79,6 @@ void bitm_backend_attention(bitm_backend *backend, const bitm_layer *layer, cons
 void bitm_backend_add_norm(bitm_backend *backend, const float *x, const float *residual,
                            const bitm_norm *norm, float eps, uint32_t n_tokens, uint32_t n,
                            float *y);
-
-/* x [n_tokens, n] = activation(x) */
-void bitm_backend_activate(bitm_backend *backend, uint32_t activation, uint32_t n_tokens,
-                           uint32_t n, float *x);
 
 /* The ops that a network runs with these activations: bit i for bitm_op i. */
 uint64_t bitm_backend_ops(const bitm_network *network, bitm_activations activations);

@@ -200,9 +200,9 @@ uint64_t bitm_backend_ops(const bitm_network *network, bitm_activations activati
         for (uint32_t k = 0; k < linear->n_branches; k++)
             ops |= branch_ops(&linear->branches[k], activations);
     for (uint32_t n = 0; n < config->n_layers; n++)
-        ops |= bitm_attention_ops(network, &network->layers[n]) | OP(activate);
+        ops |= bitm_attention_ops(network, &network->layers[n]);
     if (config->head == BITM_HEAD_MASKED_LM || config->head == BITM_HEAD_MASKED_LM_NEXT_SENTENCE)
-        ops |= OP(activate) | OP(exp_sum);
+        ops |= OP(exp_sum);
     return ops;
 }
 
@@ -241,9 +241,9 @@ void bitm_backend_pack(bitm_network *network, const bitm_kernel_table *kernels, 
             pack_branch(&linear->branches[k], linear, kernels, arena);
 }
 
-void bitm_backend_linears(bitm_backend *backend, uint32_t n_linears,
-                          const bitm_linear *const linears[], const float *x, uint32_t n_tokens,
-                          const bitm_spans *spans, float *const outputs[])
+static void run_linears(bitm_backend *backend, uint32_t n_linears,
+                        const bitm_linear *const linears[], uint32_t activation, const float *x,
+                        uint32_t n_tokens, const bitm_spans *spans, float *const outputs[])
 {
     bitm_inputs inputs = {0};
     const bitm_branch *last = NULL;
@@ -271,7 +271,9 @@ void bitm_backend_linears(bitm_backend *backend, uint32_t n_linears,
                                   .token_base = inputs.token_base,
                                   .outputs = outputs[i],
                                   .output_stride = linear->rows,
-                                  .accumulate = k > 0},
+                                  .accumulate = k > 0,
+                                  .activation = k + 1 == linear->n_branches ? activation
+                                                                            : BITM_ACTIVATION_NONE},
                          .run = product_kernel(backend->kernels, op),
                          .n_tokens = n_tokens,
                          .n_outputs = linear->rows};
@@ -280,10 +282,17 @@ void bitm_backend_linears(bitm_backend *backend, uint32_t n_linears,
     }
 }
 
-void bitm_backend_linear(bitm_backend *backend, const bitm_linear *linear, const float *x,
-                         uint32_t n_tokens, const bitm_spans *spans, float *outputs)
+void bitm_backend_linears(bitm_backend *backend, uint32_t n_linears,
+                          const bitm_linear *const linears[], const float *x, uint32_t n_tokens,
+                          const bitm_spans *spans, float *const outputs[])
 {
-    bitm_backend_linears(backend, 1, &linear, x, n_tokens, spans, &outputs);
+    run_linears(backend, n_linears, linears, BITM_ACTIVATION_NONE, x, n_tokens, spans, outputs);
+}
+
+void bitm_backend_linear(bitm_backend *backend, const bitm_linear *linear, uint32_t activation,
+                         const float *x, uint32_t n_tokens, const bitm_spans *spans, float *outputs)
+{
+    run_linears(backend, 1, &linear, activation, x, n_tokens, spans, &outputs);
 }
 
 /* ---- Token by token ---- */
@@ -293,7 +302,6 @@ typedef struct token_work {
     const float *x, *residual;
     const bitm_norm *norm;
     float eps;
-    uint32_t activation;
     uint32_t n_tokens, n;
     float *y;
 } token_work;
@@ -322,21 +330,4 @@ void bitm_backend_add_norm(bitm_backend *backend, const float *x, const float *r
                        .n = n,
                        .y = y};
     bitm_pool_run(&backend->pool, n_blocks(n_tokens, TASK_TOKENS), add_norm_task, &work);
-}
-
-static void activate_task(void *context, uint32_t task, uint32_t worker)
-{
-    const token_work *w = context;
-    (void)worker;
-    size_t end = smaller((task + 1) * TASK_TOKENS, w->n_tokens);
-    for (size_t t = (size_t)task * TASK_TOKENS; t < end; t++)
-        w->backend->kernels->activate(w->activation, w->y + t * w->n, w->n);
-}
-
-void bitm_backend_activate(bitm_backend *backend, uint32_t activation, uint32_t n_tokens,
-                           uint32_t n, float *x)
-{
-    token_work work = {
-        .backend = backend, .activation = activation, .n_tokens = n_tokens, .n = n, .y = x};
-    bitm_pool_run(&backend->pool, n_blocks(n_tokens, TASK_TOKENS), activate_task, &work);
 }

@@ -65,15 +65,15 @@ static void run_layer(bitm_session *session, const bitm_layer *layer)
     bitm_backend_linears(backend, 3, linears, x, n_tokens, &spans, outputs);
     bitm_backend_attention(backend, layer, &spans, x, session->query, session->key, session->value,
                            session->context); /* [T, A] */
-    bitm_backend_linear(backend, &layer->attention_output, session->context, n_tokens, &spans,
-                        output);
+    bitm_backend_linear(backend, &layer->attention_output, BITM_ACTIVATION_NONE, session->context,
+                        n_tokens, &spans, output);
     bitm_backend_add_norm(backend, output, x, &layer->attention_norm, config->layer_norm_eps,
                           n_tokens, config->hidden_size, x);
 
-    bitm_backend_linear(backend, &layer->intermediate, x, n_tokens, &spans, intermediate);
-    bitm_backend_activate(backend, config->hidden_activation, n_tokens, config->intermediate_size,
-                          intermediate);
-    bitm_backend_linear(backend, &layer->output, intermediate, n_tokens, &spans, output);
+    bitm_backend_linear(backend, &layer->intermediate, config->hidden_activation, x, n_tokens,
+                        &spans, intermediate);
+    bitm_backend_linear(backend, &layer->output, BITM_ACTIVATION_NONE, intermediate, n_tokens,
+                        &spans, output);
     bitm_backend_add_norm(backend, output, x, &layer->output_norm, config->layer_norm_eps, n_tokens,
                           config->hidden_size, x);
 }

@@ -48,6 +48,7 @@ typedef enum bitm_scope {
 } bitm_scope;
 
 typedef enum bitm_activation {
+    BITM_ACTIVATION_NONE = 0, /* where a file has no such function */
     BITM_ACTIVATION_GELU = 1,
     BITM_ACTIVATION_GELU_TANH = 2,
     BITM_ACTIVATION_RELU = 3,

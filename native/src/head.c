@@ -21,8 +21,9 @@ static void scatter_linear(bitm_session *session, const bitm_linear *linear, con
     for (uint32_t i = 0, end; i < n_rows; i = end) {
         for (end = i + 1; end < n_rows && rows[end].output == rows[end - 1].output + 1;)
             end++;
-        bitm_backend_linear(&session->backend, linear, inputs + (size_t)i * linear->columns,
-                            end - i, NULL, output + rows[i].output * linear->rows);
+        bitm_backend_linear(&session->backend, linear, BITM_ACTIVATION_NONE,
+                            inputs + (size_t)i * linear->columns, end - i, NULL,
+                            output + rows[i].output * linear->rows);
     }
 }
 
@@ -35,10 +36,8 @@ static void transform(bitm_session *session, const bitm_row *rows, uint32_t n_ro
     const bitm_file_config *config = network->config;
     bitm_backend *backend = &session->backend;
     gather(session, rows, n_rows);
-    bitm_backend_linear(backend, &network->mlm_transform, session->head_input, n_rows, NULL,
-                        session->head_output);
-    bitm_backend_activate(backend, config->head_activation, n_rows, config->hidden_size,
-                          session->head_output);
+    bitm_backend_linear(backend, &network->mlm_transform, config->head_activation,
+                        session->head_input, n_rows, NULL, session->head_output);
     bitm_backend_add_norm(backend, session->head_output, NULL, &network->mlm_norm,
                           config->head_norm_eps, n_rows, config->hidden_size, session->head_input);
 }
@@ -131,7 +130,7 @@ void bitm_head_top_k(bitm_session *session, const bitm_row *rows, uint32_t n_row
     transform(session, rows, n_rows);
     for (uint32_t i = 0; i < n_rows; i += BITM_TOP_K_ROWS) {
         uint32_t n = n_rows - i < BITM_TOP_K_ROWS ? n_rows - i : BITM_TOP_K_ROWS;
-        bitm_backend_linear(&session->backend, &network->mlm_decoder,
+        bitm_backend_linear(&session->backend, &network->mlm_decoder, BITM_ACTIVATION_NONE,
                             session->head_input + i * hidden_size, n, NULL, session->logits);
         top_k_work work = {session, rows + i, candidates, predictions};
         bitm_pool_run(&session->backend.pool, n, top_k_task, &work);
@@ -150,8 +149,8 @@ static void pool(bitm_session *session)
     for (uint32_t i = 0; i < n; i++)
         session->rows[i] = (bitm_row){.token = packed->first[i]};
     gather(session, session->rows, n);
-    bitm_backend_linear(&session->backend, &network->pooler, session->head_input, n, NULL,
-                        session->head_output);
+    bitm_backend_linear(&session->backend, &network->pooler, BITM_ACTIVATION_NONE,
+                        session->head_input, n, NULL, session->head_output);
     bool skips = config->pooler == BITM_POOLER_NORM_SKIP;
     if (skips)
         bitm_backend_add_norm(&session->backend, session->head_output, NULL, &network->pooler_norm,

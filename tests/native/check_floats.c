@@ -145,9 +145,11 @@ speed measure_rms_norm(trial *t, any_fn *kernel)
 
 /* ---- Activation functions ---- */
 
-static double activation_of(uint32_t activation, double x)
+double activation_of(uint32_t activation, double x)
 {
     switch (activation) {
+    case BITM_ACTIVATION_NONE:
+        return x;
     case BITM_ACTIVATION_GELU:
         return 0.5 * x * erfc(-x / sqrt(2));
     case BITM_ACTIVATION_GELU_TANH:
@@ -162,9 +164,9 @@ static double activation_of(uint32_t activation, double x)
 }
 
 /* 1 + erf and 1 + tanh cancel: their error is one of x.  The others are exact but for roundings. */
-static double activation_tolerance(uint32_t activation, double x, double exact)
+double activation_tolerance(uint32_t activation, double x, double exact)
 {
-    if (activation == BITM_ACTIVATION_RELU) return 0;
+    if (activation == BITM_ACTIVATION_RELU || activation == BITM_ACTIVATION_NONE) return 0;
     bool cancels = activation == BITM_ACTIVATION_GELU || activation == BITM_ACTIVATION_GELU_TANH;
     double error = 8 * ROUNDING * fabs(exact) + 2 * SMALLEST;
     return error + (cancels ? 3 * ROUNDING : 1e-37) * fabs(x);
@@ -172,7 +174,7 @@ static double activation_tolerance(uint32_t activation, double x, double exact)
 
 void check_activate(trial *t, any_fn *kernel, any_fn *scalar)
 {
-    for (uint32_t f = BITM_ACTIVATION_GELU; f <= BITM_ACTIVATION_MISH; f++) {
+    for (uint32_t f = BITM_ACTIVATION_NONE; f <= BITM_ACTIVATION_MISH; f++) {
         for (int i = 0; i < N_AWKWARD_SIZES; i++) {
             uint32_t n = awkward_sizes[i];
             at_work(t, "pattern %d, activation %u, %u elements", t->pattern, f, n);

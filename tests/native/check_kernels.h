@@ -68,6 +68,10 @@ void expect_same(trial *t, const void *found, const void *expected, size_t n_byt
 /* Expects found[i] within tolerance of expected. */
 void expect_near(trial *t, size_t i, double found, double expected, double tolerance);
 
+/* A bitm_activation in double, and how far from it one in float may be. */
+double activation_of(uint32_t activation, double x);
+double activation_tolerance(uint32_t activation, double x, double exact);
+
 /* Guarded arrays: floats of the pattern; random ones, also for places that must not change; copies.
  */
 float *new_floats(trial *t, size_t n);

@@ -4,6 +4,9 @@
 #include <string.h>
 
 #include "check_kernels.h"
+#include "file.h"
+
+#define STEEPEST 1.13 /* the greatest slope of an activation function, that of GELU */
 
 typedef enum weight_kind {
     WEIGHT_BIT1,
@@ -180,6 +183,8 @@ static void make_product(trial *t, product *p, uint32_t n_inputs)
     p->gemm.token_base = new_floats(t, p->n_tokens);
     p->gemm.output_stride = p->n_outputs + random_below(&t->random, 5);
     p->gemm.accumulate = random_below(&t->random, 2) == 0;
+    if (random_below(&t->random, 2) == 0)
+        p->gemm.activation = 1 + random_below(&t->random, BITM_ACTIVATION_MISH);
 }
 
 static void end_product(trial *t, product *p)
@@ -229,8 +234,10 @@ static void expect_element(trial *t, const product *p, size_t token, size_t outp
         expected += terms[i];
         magnitude += fabs(terms[i]);
     }
-    expect_near(t, token * g->output_stride + output, found, expected,
-                fabs(scale) * error + 6 * ROUNDING * magnitude + SMALLEST * 4);
+    double tolerance = fabs(scale) * error + 6 * ROUNDING * magnitude + SMALLEST * 4;
+    double y = activation_of(g->activation, expected);
+    expect_near(t, token * g->output_stride + output, found, y,
+                STEEPEST * tolerance + activation_tolerance(g->activation, expected, y));
 }
 
 static void check_block(trial *t, product *p, bitm_gemm_fn *kernel, bitm_gemm_fn *scalar)
@@ -305,6 +312,7 @@ static speed measure_product(trial *t, weight_kind weight, input_kind input, bit
         .kernel = kernel};
     make_product(t, &call.p, N_INPUTS);
     call.p.gemm.accumulate = false;
+    call.p.gemm.activation = BITM_ACTIVATION_NONE;
     if (t->packing != NULL) call.p.gemm.packed = pack_weights(t, &call.p);
     call.p.gemm.outputs = new_randoms(t, call.p.gemm.output_stride * N_TOKENS);
     speed found = {(double)N_INPUTS * N_OUTPUTS * N_TOKENS, "MAC", time_calls(call_product, &call)};

@@ -15,12 +15,12 @@
 
 /* ---- Products: outputs = inputs x weights^T ----
  *
- * y[t, o] = dot(t, o) * (row_scale[o] * token_step[t]) + bias[o]      one fused multiply-add
- *         + row_offset[o] * token_sum[t]                              one more, where there are
- * offsets
- *         + row_base[o] * token_base[t]                               one more, where inputs have a
- * base then, when `accumulate`, + the y[t, o] that was there (a linear's second branch). dot is the
- * exact integer sum of code x code, converted to float; for float inputs the canonical sum.
+ * y[t, o] = dot(t, o) * (row_scale[o] * token_step[t]) + bias[o]   one fused multiply-add
+ *         + row_offset[o] * token_sum[t]   one more, where there are offsets
+ *         + row_base[o] * token_base[t]    one more, where inputs have a base
+ * then, when `accumulate`, + the y[t, o] that was there (a linear's second branch); last of all the
+ * activation function.  dot is the exact integer sum of code x code, converted to float; for float
+ * inputs the canonical sum.
  *
  * An input's value is token_step * code + token_base; see bitm_quantize_fn for its code. */
 typedef struct bitm_gemm {
@@ -42,6 +42,7 @@ typedef struct bitm_gemm {
     float *outputs;          /* [n_tokens, output_stride] */
     size_t output_stride;    /* in elements */
     bool accumulate;
+    uint32_t activation; /* a bitm_activation of SPEC.md 3.2; 0: none */
 } bitm_gemm;
 
 enum { BITM_MAX_PLANES = 16 };
@@ -138,7 +139,8 @@ typedef void bitm_add_norm_fn(const float *x, const float *residual, const float
 /* y = gain * x / sqrt(mean of x^2 + eps), all [n].  RMS normalization, Zhang and Sennrich 2019. */
 typedef void bitm_rms_norm_fn(const float *x, const float *gain, float eps, uint32_t n, float *y);
 
-/* x [n] = f(x); activation is a bitm_activation of SPEC.md 3.2. */
+/* x [n] = f(x); activation is a bitm_activation of SPEC.md 3.2, 0 leaves x.  Products apply that of
+ * their own variant to what they have just stored; it is an op to be checked and measured alone. */
 typedef void bitm_activate_fn(uint32_t activation, float *x, uint32_t n);
 
 /* x [n] = exp(x - max(x)); returns the sum of them. */

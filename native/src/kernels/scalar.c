@@ -28,6 +28,16 @@ static inline void store(const bitm_gemm *gemm, size_t token, size_t output, flo
     *y = gemm->accumulate ? *y + value : value;
 }
 
+/* The activation function, of a block of outputs that are complete. */
+static void activate_block(const bitm_gemm *gemm, size_t token, uint32_t n_tokens, uint32_t output,
+                           uint32_t n_outputs)
+{
+    if (gemm->activation == BITM_ACTIVATION_NONE) return;
+    for (size_t t = token; t < token + n_tokens; t++)
+        bitm_activate__scalar(gemm->activation, gemm->outputs + t * gemm->output_stride + output,
+                              n_outputs);
+}
+
 static inline size_t words_of(const bitm_gemm *gemm)
 {
     return ((size_t)gemm->n_inputs + 63) / 64;
@@ -104,6 +114,7 @@ static inline void gemm_integer(const bitm_gemm *gemm, bool ternary, bool wide, 
                 store(gemm, first_token + t, o, (float)dots[t]);
         }
     }
+    activate_block(gemm, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w1a8__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
@@ -163,6 +174,7 @@ static inline void gemm_sign(const bitm_gemm *gemm, bool ternary, uint32_t token
             store(gemm, t, o, (float)(n_both - 2 * n_unequal));
         }
     }
+    activate_block(gemm, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w1sign__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
@@ -201,6 +213,7 @@ static inline void gemm_planes(const bitm_gemm *gemm, bool ternary, uint32_t tok
             store(gemm, t, o, (float)dot);
         }
     }
+    activate_block(gemm, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w1planes__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
@@ -288,6 +301,7 @@ static inline void gemm_float(const bitm_gemm *gemm, bitm_dtype dtype, uint32_t 
                 store(gemm, first_token + t, o, bitm_fold(lanes[t]));
         }
     }
+    activate_block(gemm, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w1f32__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,

@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 
+#include "../file.h"
 #include "canonical.h"
 #include "kernels.h"
 
@@ -105,6 +106,16 @@ INLINE void store_output(const bitm_gemm *gemm, size_t token, size_t output, flo
         value =
             fmaf(load_float(gemm->row_base + output), load_float(gemm->token_base + token), value);
     *y = gemm->accumulate ? *y + value : value;
+}
+
+/* The activation function, of a block of outputs that are complete and still near. */
+INLINE void activate_block(const bitm_gemm *gemm, size_t token, uint32_t n_tokens, size_t output,
+                           uint32_t n_outputs)
+{
+    if (gemm->activation == BITM_ACTIVATION_NONE) return;
+    for (size_t t = token; t < token + n_tokens; t++)
+        bitm_activate__avx2(gemm->activation, gemm->outputs + t * gemm->output_stride + output,
+                            n_outputs);
 }
 
 #endif

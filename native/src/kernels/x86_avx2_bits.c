@@ -507,6 +507,7 @@ static void store_block(const work *w, uint32_t t, uint32_t output, uint32_t end
         store_outputs(w->gemm, token, o, end - o,
                       _mm256_cvtepi32_ps(_mm256_sub_epi32(dot, excess_i32x8)));
     }
+    activate_block(w->gemm, token, 1, output, end - output);
 }
 
 /* Outputs [output, output + n_outputs) of the tile, at most BLOCK from a panel's first. */
@@ -650,6 +651,7 @@ static void multiply_many_planes(const bitm_gemm *gemm, bool ternary, uint32_t t
             store_output(gemm, t, o, (float)dot);
         }
     }
+    activate_block(gemm, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w1planes__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,

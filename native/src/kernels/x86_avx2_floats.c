@@ -243,6 +243,7 @@ INLINE void multiply(const bitm_gemm *gemm, weight_kind kind, uint32_t token, ui
         for (; o + TILE_OUTPUTS <= n_outputs; o += TILE_OUTPUTS)
             multiply_block(gemm, kind, token + t, n, output + o, TILE_OUTPUTS);
         if (o < n_outputs) multiply_block(gemm, kind, token + t, n, output + o, 1);
+        activate_block(gemm, token + t, n, output, n_outputs);
     }
 }
 

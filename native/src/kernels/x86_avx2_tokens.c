@@ -9,8 +9,6 @@
  */
 #include "x86_avx2.h"
 
-#include "../file.h"
-
 typedef __m256 function(__m256 x);
 
 INLINE __m256 all(float x)
