@@ -1,0 +1,37 @@
+"""The scripts of bench/ that others build upon."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bitm import Model
+from conftest import ROOT
+
+TEXT = "The river flows into the [MASK]."
+
+
+def make_model(path: Path, *options: str) -> None:
+    command = [sys.executable, str(ROOT / "bench/make_model.py"), *options, "-o", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("activations", ["float", "sign", "int4"])
+def test_a_made_model_fills_masks(activations: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.bitm"
+    make_model(path, "--size", "tiny", "--activations", activations)
+    with Model(path) as model:
+        assert model.info["vocab_size"] == 30_522
+        assert model.info["quantizes_activations"] == (activations != "float")
+        predictions = model.fill_mask(TEXT)
+        assert sum(p["score"] for p in predictions) < 0.5  # nothing has been learned
+        assert len({p["token"] for p in predictions}) == 5
+
+
+def test_a_made_model_with_another_head(tmp_path: Path) -> None:
+    make_model(tmp_path / "m.bitm", "--size", "tiny", "--head", "classifier")
+    with Model(tmp_path / "m.bitm") as model:
+        assert {p["label"] for p in model.classify(TEXT)} <= {"LABEL_0", "LABEL_1"}
