@@ -61,28 +61,26 @@ def main() -> None:
             lambda r: r * r,
         ),
     )
-    # erf(x) = x + x P(x^2) for |x| < 1
+    # log2(erfc(x / sqrt(2))) = x P(x) for 0 <= x < 6
     show(
-        "BITM_ERF_SMALL",
+        "BITM_GELU",
         fit(
-            lambda s: mp.erf(mp.sqrt(s)) / mp.sqrt(s) - 1 if s else 2 / mp.sqrt(mp.pi) - 1,
-            0.0,
-            1.0,
+            lambda x: mp.log(mp.erfc(x / mp.sqrt(2)), 2) / x,
+            1e-9,
+            6.0,
             6,
-            lambda s: 1.0,
+            lambda x: float(x * mp.erfc(x / mp.sqrt(2))),
         ),
     )
-    # erf(x) = 1 - exp(-x P(x)) for 1 <= |x| < 4
-    show(
-        "BITM_ERF_LARGE",
-        fit(
-            lambda x: -mp.log(mp.erfc(x)) / x,
-            1.0,
-            4.0,
-            7,
-            lambda x: float(x * mp.erfc(x)),
-        ),
+    # 2^r / 2 = 1 / 2 + r P(r)
+    exp2 = fit(
+        lambda r: (mp.mpf(2) ** r - 1) / (2 * r) if r else mp.log(2) / 2,
+        -0.5,
+        0.5,
+        4,
+        lambda r: abs(r) * 2.0**-r,
     )
+    show("BITM_HALF_EXP2", np.concatenate([[0.5], exp2]))
     # tanh(x) = x + x^3 P(x^2) for |x| < 0.625
     show(
         "BITM_TANH",

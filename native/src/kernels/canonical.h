@@ -30,9 +30,10 @@ enum { BITM_LANES = 16 };
 #define BITM_LOG2_E 1.44269504F
 #define BITM_LN2_HIGH 0.693359375F /* 10 bits, so that n * BITM_LN2_HIGH is exact */
 #define BITM_LN2_LOW -2.12194440e-4F
-#define BITM_EXP_LOWEST -87.0F /* below, exp is 0 */
-#define BITM_EXP_HIGHEST 88.0F /* above, exp is exp(88) */
-#define BITM_SQRT_HALF 0.707106781F
+#define BITM_EXP_LOWEST -87.0F  /* below, exp is 0 */
+#define BITM_EXP_HIGHEST 88.0F  /* above, exp is exp(88) */
+#define BITM_GELU_END 6.0F      /* beyond, P is taken as constant */
+#define BITM_GELU_LEAST -124.0F /* the least exponent, so that 2^n / 2 is a normal number */
 
 /* Polynomials fitted by native/tools/fit_functions.py. */
 /* exp(r) = 1 + r + r^2 P(r), |r| <= ln(2) / 2 */
@@ -41,23 +42,21 @@ enum { BITM_LANES = 16 };
 #define BITM_EXP_2 0.041666206F
 #define BITM_EXP_3 0.0083688898F
 #define BITM_EXP_4 0.00139504916F
-/* erf(x) = x + x P(x^2), |x| < 1 */
-#define BITM_ERF_SMALL_0 0.128379166F
-#define BITM_ERF_SMALL_1 -0.37612626F
-#define BITM_ERF_SMALL_2 0.112836003F
-#define BITM_ERF_SMALL_3 -0.0268544443F
-#define BITM_ERF_SMALL_4 0.00518953567F
-#define BITM_ERF_SMALL_5 -0.000802084222F
-#define BITM_ERF_SMALL_6 7.88912294e-05F
-/* erf(x) = 1 - exp(-x P(x)), 1 <= x < 4 */
-#define BITM_ERF_LARGE_0 1.12859952F
-#define BITM_ERF_LARGE_1 0.63541013F
-#define BITM_ERF_LARGE_2 0.105669051F
-#define BITM_ERF_LARGE_3 -0.0230916291F
-#define BITM_ERF_LARGE_4 0.00318200816F
-#define BITM_ERF_LARGE_5 -0.000138747026F
-#define BITM_ERF_LARGE_6 -2.84358812e-05F
-#define BITM_ERF_LARGE_7 3.55704765e-06F
+/* log2(erfc(x / sqrt(2))) = x P(x), 0 <= x < 6 */
+#define BITM_GELU_0 -1.15110886F
+#define BITM_GELU_1 -0.459164321F
+#define BITM_GELU_2 -0.0526666082F
+#define BITM_GELU_3 0.00736312475F
+#define BITM_GELU_4 -0.000406980049F
+#define BITM_GELU_5 -5.76970633e-05F
+#define BITM_GELU_6 8.85840836e-06F
+/* 2^r / 2 = P(r), |r| <= 1 / 2 */
+#define BITM_HALF_EXP2_0 0.5F
+#define BITM_HALF_EXP2_1 0.346573502F
+#define BITM_HALF_EXP2_2 0.120111212F
+#define BITM_HALF_EXP2_3 0.0277536679F
+#define BITM_HALF_EXP2_4 0.0048357565F
+#define BITM_HALF_EXP2_5 0.000663236366F
 /* tanh(x) = x + x^3 P(x^2), |x| < 0.625 */
 #define BITM_TANH_0 -0.333332837F
 #define BITM_TANH_1 0.133314908F
@@ -106,34 +105,6 @@ static inline float bitm_exp(float x)
     return x < BITM_EXP_LOWEST ? 0.0F : p * power;
 }
 
-/* The error function, with an error below 1.3 units in the last place. */
-static inline float bitm_erf(float x)
-{
-    float a = fabsf(x);
-    float s = a * a;
-    float small = BITM_ERF_SMALL_6;
-    small = fmaf(small, s, BITM_ERF_SMALL_5);
-    small = fmaf(small, s, BITM_ERF_SMALL_4);
-    small = fmaf(small, s, BITM_ERF_SMALL_3);
-    small = fmaf(small, s, BITM_ERF_SMALL_2);
-    small = fmaf(small, s, BITM_ERF_SMALL_1);
-    small = fmaf(small, s, BITM_ERF_SMALL_0);
-    small = fmaf(small, a, a);
-
-    float b = a < 4.0F ? a : 4.0F;
-    float large = BITM_ERF_LARGE_7;
-    large = fmaf(large, b, BITM_ERF_LARGE_6);
-    large = fmaf(large, b, BITM_ERF_LARGE_5);
-    large = fmaf(large, b, BITM_ERF_LARGE_4);
-    large = fmaf(large, b, BITM_ERF_LARGE_3);
-    large = fmaf(large, b, BITM_ERF_LARGE_2);
-    large = fmaf(large, b, BITM_ERF_LARGE_1);
-    large = fmaf(large, b, BITM_ERF_LARGE_0);
-    large = 1.0F - bitm_exp(-(large * b));
-
-    return copysignf(a < 1.0F ? small : large, x);
-}
-
 /* The hyperbolic tangent, with an error below 1.5 units in the last place. */
 static inline float bitm_tanh(float x)
 {
@@ -149,10 +120,40 @@ static inline float bitm_tanh(float x)
     return copysignf(a < 0.625F ? small : large, x);
 }
 
-/* Activation functions, SPEC.md 3.2. */
+/* ---- Activation functions, SPEC.md 3.2 ---- */
+
+/* x Phi(x) as max(x, 0) - a Phi(-a) with a = abs(x), where Phi(-a) = erfc(a / sqrt(2)) / 2 is a
+ * power of 2 with the exponent a P(a): nothing cancels, and no selection is needed.  The error is
+ * below 2^-23 abs(x). */
 static inline float bitm_gelu(float x)
 {
-    return (0.5F * x) * (1.0F + bitm_erf(x * BITM_SQRT_HALF));
+    float a = fabsf(x);
+    float b = a < BITM_GELU_END ? a : BITM_GELU_END;
+    float p = BITM_GELU_6;
+    p = fmaf(p, b, BITM_GELU_5);
+    p = fmaf(p, b, BITM_GELU_4);
+    p = fmaf(p, b, BITM_GELU_3);
+    p = fmaf(p, b, BITM_GELU_2);
+    p = fmaf(p, b, BITM_GELU_1);
+    p = fmaf(p, b, BITM_GELU_0);
+    float exponent = a * p;
+    exponent = exponent > BITM_GELU_LEAST ? exponent : BITM_GELU_LEAST;
+    float shifted = exponent + BITM_ROUND_MAGIC;
+    float r = exponent - (shifted - BITM_ROUND_MAGIC);
+    float q = BITM_HALF_EXP2_5;
+    q = fmaf(q, r, BITM_HALF_EXP2_4);
+    q = fmaf(q, r, BITM_HALF_EXP2_3);
+    q = fmaf(q, r, BITM_HALF_EXP2_2);
+    q = fmaf(q, r, BITM_HALF_EXP2_1);
+    q = fmaf(q, r, BITM_HALF_EXP2_0);
+    /* Times 2^n: the low bits of `shifted` hold n, added to the exponent. */
+    uint32_t bits, n;
+    memcpy(&bits, &q, sizeof bits);
+    memcpy(&n, &shifted, sizeof n);
+    bits += n << 23;
+    float tail;
+    memcpy(&tail, &bits, sizeof tail);
+    return fmaf(-a, tail, x > 0.0F ? x : 0.0F);
 }
 
 static inline float bitm_gelu_tanh(float x)

@@ -55,32 +55,6 @@ INLINE __m256 exponential(__m256 x)
     return _mm256_andnot_ps(vanishes, _mm256_mul_ps(p, power));
 }
 
-INLINE __m256 error_function(__m256 x)
-{
-    __m256 a = absolute(x), s = _mm256_mul_ps(a, a);
-    __m256 small = all(BITM_ERF_SMALL_6);
-    small = _mm256_fmadd_ps(small, s, all(BITM_ERF_SMALL_5));
-    small = _mm256_fmadd_ps(small, s, all(BITM_ERF_SMALL_4));
-    small = _mm256_fmadd_ps(small, s, all(BITM_ERF_SMALL_3));
-    small = _mm256_fmadd_ps(small, s, all(BITM_ERF_SMALL_2));
-    small = _mm256_fmadd_ps(small, s, all(BITM_ERF_SMALL_1));
-    small = _mm256_fmadd_ps(small, s, all(BITM_ERF_SMALL_0));
-    small = _mm256_fmadd_ps(small, a, a);
-
-    __m256 b = _mm256_min_ps(a, all(4.0F));
-    __m256 large = all(BITM_ERF_LARGE_7);
-    large = _mm256_fmadd_ps(large, b, all(BITM_ERF_LARGE_6));
-    large = _mm256_fmadd_ps(large, b, all(BITM_ERF_LARGE_5));
-    large = _mm256_fmadd_ps(large, b, all(BITM_ERF_LARGE_4));
-    large = _mm256_fmadd_ps(large, b, all(BITM_ERF_LARGE_3));
-    large = _mm256_fmadd_ps(large, b, all(BITM_ERF_LARGE_2));
-    large = _mm256_fmadd_ps(large, b, all(BITM_ERF_LARGE_1));
-    large = _mm256_fmadd_ps(large, b, all(BITM_ERF_LARGE_0));
-    __m256 exponent = _mm256_xor_ps(_mm256_mul_ps(large, b), all(-0.0F));
-    large = _mm256_sub_ps(all(1.0F), exponential(exponent));
-    return with_sign(where_less(a, all(1.0F), small, large), x);
-}
-
 INLINE __m256 hyperbolic_tangent(__m256 x)
 {
     __m256 a = absolute(x), s = _mm256_mul_ps(a, a);
@@ -98,8 +72,26 @@ INLINE __m256 hyperbolic_tangent(__m256 x)
 
 INLINE __m256 gelu(__m256 x)
 {
-    __m256 erf = error_function(_mm256_mul_ps(x, all(BITM_SQRT_HALF)));
-    return _mm256_mul_ps(_mm256_mul_ps(all(0.5F), x), _mm256_add_ps(all(1.0F), erf));
+    __m256 a = absolute(x), b = _mm256_min_ps(a, all(BITM_GELU_END));
+    __m256 p = all(BITM_GELU_6);
+    p = _mm256_fmadd_ps(p, b, all(BITM_GELU_5));
+    p = _mm256_fmadd_ps(p, b, all(BITM_GELU_4));
+    p = _mm256_fmadd_ps(p, b, all(BITM_GELU_3));
+    p = _mm256_fmadd_ps(p, b, all(BITM_GELU_2));
+    p = _mm256_fmadd_ps(p, b, all(BITM_GELU_1));
+    p = _mm256_fmadd_ps(p, b, all(BITM_GELU_0));
+    __m256 exponent = _mm256_max_ps(_mm256_mul_ps(a, p), all(BITM_GELU_LEAST));
+    __m256 shifted = _mm256_add_ps(exponent, all(BITM_ROUND_MAGIC));
+    __m256 r = _mm256_sub_ps(exponent, _mm256_sub_ps(shifted, all(BITM_ROUND_MAGIC)));
+    __m256 q = all(BITM_HALF_EXP2_5);
+    q = _mm256_fmadd_ps(q, r, all(BITM_HALF_EXP2_4));
+    q = _mm256_fmadd_ps(q, r, all(BITM_HALF_EXP2_3));
+    q = _mm256_fmadd_ps(q, r, all(BITM_HALF_EXP2_2));
+    q = _mm256_fmadd_ps(q, r, all(BITM_HALF_EXP2_1));
+    q = _mm256_fmadd_ps(q, r, all(BITM_HALF_EXP2_0));
+    __m256i n = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+    __m256 tail = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(q), n));
+    return _mm256_fnmadd_ps(a, tail, _mm256_max_ps(x, all(0.0F)));
 }
 
 INLINE __m256 gelu_tanh(__m256 x)
