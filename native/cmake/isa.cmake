@@ -11,6 +11,11 @@ check_c_source_compiles(
    int main(void) { return 0; }"
   BITM_IS_X86_64)
 
+function(bitm_check_flags flags variable)
+  string(REPLACE ";" " " CMAKE_REQUIRED_FLAGS "${flags}")
+  check_c_source_compiles("int main(void) { return 0; }" ${variable})
+endfunction()
+
 set(BITM_ISA_DEFINITIONS)
 if(BITM_IS_X86_64)
   set(BITM_AVX2_SOURCES
@@ -19,8 +24,33 @@ if(BITM_IS_X86_64)
       src/kernels/x86_avx2_quantize.c
       src/kernels/x86_avx2_tokens.c)
   list(APPEND BITM_ISA_DEFINITIONS BITM_HAVE_AVX2=1)
+  # Compilers older than gcc 8 and 11 know no VPOPCNTDQ and no AMX.
+  set(BITM_AVX2_FLAGS -mavx2 -mfma -mf16c -mpopcnt)
+  set(BITM_AVX512_FLAGS ${BITM_AVX2_FLAGS} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+  set(BITM_VNNI_FLAGS ${BITM_AVX512_FLAGS} -mavx512vnni)
+  set(BITM_VPOPCNT_FLAGS ${BITM_AVX512_FLAGS} -mavx512vpopcntdq)
+  set(BITM_AMX_FLAGS ${BITM_AVX512_FLAGS} -mamx-tile -mamx-int8)
+  bitm_check_flags("${BITM_VNNI_FLAGS};${BITM_VPOPCNT_FLAGS}" BITM_COMPILES_AVX512)
+  bitm_check_flags("${BITM_AMX_FLAGS}" BITM_COMPILES_AMX)
+  if(BITM_COMPILES_AVX512)
+    set(BITM_AVX512_SOURCES
+        src/kernels/x86_avx512_floats.c
+        src/kernels/x86_avx512_quantize.c
+        src/kernels/x86_avx512_tokens.c)
+    set(BITM_VNNI_SOURCES src/kernels/x86_vnni.c)
+    set(BITM_VPOPCNT_SOURCES src/kernels/x86_vpopcnt.c)
+    list(APPEND BITM_ISA_DEFINITIONS BITM_HAVE_AVX512=1)
+  endif()
+  if(BITM_COMPILES_AVX512 AND BITM_COMPILES_AMX)
+    set(BITM_AMX_SOURCES src/kernels/x86_amx.c)
+    list(APPEND BITM_ISA_DEFINITIONS BITM_HAVE_AMX=1)
+  endif()
 endif()
-set(BITM_ISA_SOURCES ${BITM_AVX2_SOURCES})
+set(BITM_X86_TIERS AVX2 AVX512 VNNI VPOPCNT AMX)
+set(BITM_ISA_SOURCES)
+foreach(tier ${BITM_X86_TIERS})
+  list(APPEND BITM_ISA_SOURCES ${BITM_${tier}_SOURCES})
+endforeach()
 
 function(bitm_set_source_flags target)
   cmake_parse_arguments(FLAGS "" "" "SOURCES;OPTIONS" ${ARGN})
@@ -36,15 +66,14 @@ endfunction()
 function(bitm_set_isa_flags target)
   if(CMAKE_C_COMPILER_ID MATCHES "GNU|Clang")
     bitm_set_source_flags(${target} SOURCES src/kernels/scalar.c OPTIONS -O3)
-    bitm_set_source_flags(
-      ${target}
-      SOURCES
-      ${BITM_AVX2_SOURCES}
-      OPTIONS
-      -O3
-      -mavx2
-      -mfma
-      -mf16c
-      -mpopcnt)
+    foreach(tier ${BITM_X86_TIERS})
+      bitm_set_source_flags(
+        ${target}
+        SOURCES
+        ${BITM_${tier}_SOURCES}
+        OPTIONS
+        -O3
+        ${BITM_${tier}_FLAGS})
+    endforeach()
   endif()
 endfunction()

@@ -1,5 +1,7 @@
 #include "cpu.h"
 
+#include "os.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <stdint.h>
@@ -12,10 +14,36 @@ enum {
     LEAF1_ECX_AVX = 1 << 28,
     LEAF1_ECX_F16C = 1 << 29,
     LEAF7_EBX_AVX2 = 1 << 5,
+    LEAF7_EBX_AVX512F = 1 << 16,
+    LEAF7_EBX_AVX512DQ = 1 << 17,
+    LEAF7_EBX_AVX512BW = 1 << 30,
+    LEAF7_ECX_AVX512VNNI = 1 << 11,
+    LEAF7_ECX_AVX512VPOPCNTDQ = 1 << 14,
+    LEAF7_EDX_AMX_TILE = 1 << 24,
+    LEAF7_EDX_AMX_INT8 = 1 << 25,
     /* Registers that the operating system saves, by XGETBV (SDM volume 1, 13.3). */
     XCR0_XMM = 1 << 1,
     XCR0_YMM = 1 << 2,
+    XCR0_MASKS = 1 << 5,
+    XCR0_ZMM_UPPER_HALVES = 1 << 6, /* of registers 0 to 15 */
+    XCR0_ZMM_16_TO_31 = 1 << 7,
+    XCR0_TILE_CONFIGURATION = 1 << 17,
+    XCR0_TILES = 1 << 18,
 };
+#define LEAF7_EBX_AVX512VL (UINT32_C(1) << 31)
+
+typedef struct leaf {
+    uint32_t eax, ebx, ecx, edx;
+} leaf;
+
+/* All zeros where the CPU has no such leaf. */
+static leaf cpuid(uint32_t number)
+{
+    leaf found = {0};
+    if (!__get_cpuid_count(number, 0, &found.eax, &found.ebx, &found.ecx, &found.edx))
+        return (leaf){0};
+    return found;
+}
 
 static bool all_of(uint32_t found, uint32_t wanted)
 {
@@ -32,18 +60,32 @@ static uint32_t xcr0(void)
 
 static bool has_avx2(void)
 {
-    uint32_t eax, ebx, ecx, edx;
-    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) ||
-        !all_of(ecx, LEAF1_ECX_FMA | LEAF1_ECX_POPCNT | LEAF1_ECX_OSXSAVE | LEAF1_ECX_AVX |
-                         LEAF1_ECX_F16C) ||
-        !all_of(xcr0(), XCR0_XMM | XCR0_YMM))
-        return false;
-    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && all_of(ebx, LEAF7_EBX_AVX2);
+    return all_of(cpuid(1).ecx, LEAF1_ECX_FMA | LEAF1_ECX_POPCNT | LEAF1_ECX_OSXSAVE |
+                                    LEAF1_ECX_AVX | LEAF1_ECX_F16C) &&
+           all_of(xcr0(), XCR0_XMM | XCR0_YMM) && all_of(cpuid(7).ebx, LEAF7_EBX_AVX2);
 }
-#else
-static bool has_avx2(void)
+
+static bool has_avx512(void)
 {
-    return false;
+    return has_avx2() && all_of(xcr0(), XCR0_MASKS | XCR0_ZMM_UPPER_HALVES | XCR0_ZMM_16_TO_31) &&
+           all_of(cpuid(7).ebx,
+                  LEAF7_EBX_AVX512F | LEAF7_EBX_AVX512DQ | LEAF7_EBX_AVX512BW | LEAF7_EBX_AVX512VL);
+}
+
+static bool has_vnni(void)
+{
+    return has_avx512() && all_of(cpuid(7).ecx, LEAF7_ECX_AVX512VNNI);
+}
+
+static bool has_vpopcnt(void)
+{
+    return has_avx512() && all_of(cpuid(7).ecx, LEAF7_ECX_AVX512VPOPCNTDQ);
+}
+
+static bool has_amx(void)
+{
+    return has_vnni() && has_vpopcnt() && all_of(xcr0(), XCR0_TILE_CONFIGURATION | XCR0_TILES) &&
+           all_of(cpuid(7).edx, LEAF7_EDX_AMX_TILE | LEAF7_EDX_AMX_INT8) && bitm_os_allow_tiles();
 }
 #endif
 
@@ -52,8 +94,19 @@ bool bitm_cpu_has(bitm_tier tier)
     switch (tier) {
     case BITM_TIER_SCALAR:
         return true;
+#if defined(__x86_64__)
     case BITM_TIER_AVX2:
         return has_avx2();
+    case BITM_TIER_AVX512:
+        return has_avx512();
+    case BITM_TIER_VNNI:
+        return has_vnni();
+    case BITM_TIER_VPOPCNT:
+        return has_vpopcnt();
+    case BITM_TIER_AMX:
+        return has_amx();
+#endif
+    default:
+        return false;
     }
-    return false;
 }

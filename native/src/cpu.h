@@ -8,6 +8,10 @@
 typedef enum bitm_tier {
     BITM_TIER_SCALAR, /* plain C */
     BITM_TIER_AVX2,   /* x86-64 with AVX2, FMA, F16C and POPCNT, ymm registers kept by the system */
+    BITM_TIER_AVX512, /* AVX2, and AVX-512 F, BW, DQ and VL, with the registers they need */
+    BITM_TIER_VNNI,   /* AVX512, and sums of four products of bytes */
+    BITM_TIER_VPOPCNT, /* AVX512, and AVX-512 VPOPCNTDQ: bits of 64-bit words counted */
+    BITM_TIER_AMX,     /* VNNI and VPOPCNT, and tiles of bytes that the system lets us use */
 } bitm_tier;
 
 /* Whether this machine runs code of the tier. */

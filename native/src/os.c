@@ -71,6 +71,11 @@ uint32_t bitm_os_cpu_count(void)
     return n > 0 ? n : 1;
 }
 
+bool bitm_os_allow_tiles(void)
+{
+    return false;
+}
+
 uint64_t bitm_os_process_id(void)
 {
     return GetCurrentProcessId();
@@ -152,6 +157,7 @@ void bitm_os_condition_broadcast(bitm_condition *condition)
 #if defined(__linux__)
 #include <sched.h>
 #include <stdio.h>
+#include <sys/syscall.h>
 #endif
 
 /* Worker threads need little, but musl's default of 128 KiB leaves none to spare. */
@@ -222,6 +228,17 @@ uint32_t bitm_os_cpu_count(void)
         n = online > 0 ? (uint32_t)online : 1;
     }
     return n;
+}
+
+bool bitm_os_allow_tiles(void)
+{
+#if defined(__linux__) && defined(__x86_64__)
+    /* Linux, Documentation/arch/x86/xstate.rst. */
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return false;
+#endif
 }
 
 uint64_t bitm_os_process_id(void)

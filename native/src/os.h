@@ -22,6 +22,10 @@ void bitm_os_unmap_file(bitm_mapping *mapping);
 /* CPUs that this process may use: affinity and, on Linux, the cgroup's quota.  At least 1. */
 uint32_t bitm_os_cpu_count(void);
 
+/* Whether threads may use the tile registers of AMX.  Linux wants to be asked, once for a process
+ * before its threads start, because tiles make the state that it saves of a thread large. */
+bool bitm_os_allow_tiles(void);
+
 /* Changes after a fork. */
 uint64_t bitm_os_process_id(void);
 

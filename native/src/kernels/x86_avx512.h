@@ -1,0 +1,137 @@
+/* What the files of the AVX-512 tiers share.  AVX-512 F, BW, DQ and VL: Intel servers since
+ * Skylake (2017), AMD since Zen 4.  One vector of 32-bit elements is exactly the 16 canonical lanes
+ * of a sum, and masks end rows without a copy.  Included by x86_{avx512_*,vnni,vpopcnt,amx}.c. */
+#ifndef BITM_X86_AVX512_H
+#define BITM_X86_AVX512_H
+
+#include <immintrin.h>
+
+#include "canonical.h"
+#include "kernels.h"
+
+/* A helper of an inner loop: its constant arguments must be seen by the compiler. */
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE uint32_t smaller(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* The first n of 16 lanes, where n may be more. */
+INLINE __mmask16 first_lanes(uint32_t n)
+{
+    return (__mmask16)((1U << smaller(n, 16)) - 1);
+}
+
+/* The first n of 64 bytes, where n may be more. */
+INLINE __mmask64 first_bytes(uint32_t n)
+{
+    return n >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << n) - 1;
+}
+
+INLINE float fold(__m512 sum)
+{
+    __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps(sum, 1));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* ---- The epilogue of a product: see bitm_gemm ---- */
+
+/* What 16 outputs have in common for all tokens; lanes that are not stored are 0. */
+typedef struct epilogue {
+    __mmask16 lanes; /* to store */
+    size_t output;
+    __m512 row_scale, bias, row_offset, row_base;
+} epilogue;
+
+INLINE epilogue begin_epilogue(const bitm_gemm *gemm, size_t output, __mmask16 lanes)
+{
+    epilogue e = {.lanes = lanes,
+                  .output = output,
+                  .row_scale = _mm512_maskz_loadu_ps(lanes, gemm->row_scale + output),
+                  .bias = _mm512_maskz_loadu_ps(lanes, gemm->bias + output),
+                  .row_offset = _mm512_setzero_ps(),
+                  .row_base = _mm512_setzero_ps()};
+    if (gemm->row_offset != NULL)
+        e.row_offset = _mm512_maskz_loadu_ps(lanes, gemm->row_offset + output);
+    if (gemm->row_base != NULL) e.row_base = _mm512_maskz_loadu_ps(lanes, gemm->row_base + output);
+    return e;
+}
+
+INLINE void store_outputs(const bitm_gemm *gemm, const epilogue *e, size_t token, __m512 dot)
+{
+    float *y = gemm->outputs + token * gemm->output_stride + e->output;
+    __m512 scale = _mm512_mul_ps(e->row_scale, _mm512_set1_ps(gemm->token_step[token]));
+    __m512 value = _mm512_fmadd_ps(dot, scale, e->bias);
+    if (gemm->row_offset != NULL)
+        value = _mm512_fmadd_ps(e->row_offset, _mm512_set1_ps(gemm->token_sum[token]), value);
+    if (gemm->row_base != NULL)
+        value = _mm512_fmadd_ps(e->row_base, _mm512_set1_ps(gemm->token_base[token]), value);
+    if (gemm->accumulate) value = _mm512_add_ps(_mm512_maskz_loadu_ps(e->lanes, y), value);
+    _mm512_mask_storeu_ps(y, e->lanes, value);
+}
+
+/* ---- Panels of bits, for products of bytes ----
+ *
+ * A panel has 32 outputs, a step of it 64 inputs: 32 masks of 64 bits.  A mask is what one vector
+ * of weights as bytes is made from: of 16 outputs, four inputs each.  Of every two fours of inputs
+ * come first the masks of outputs 0 to 15, then those of 16 to 31. */
+enum { PANEL = 32, STEP = 64, STEP_MASKS = 32 };
+
+/* The mask of fours of inputs 0 to 15 and half 0 or 1 of the outputs. */
+INLINE uint32_t mask_place(uint32_t four, uint32_t half)
+{
+    return four / 2 * 4 + half * 2 + four % 2;
+}
+
+/* One step of rows [n_rows] of bits, `stride` words from one to the next; rows that are not there
+ * get zeros.  In each half, 16 rows of 8 bytes become columns, interleaving halves four times;
+ * then low and high nibbles of a column become a mask each. */
+INLINE void make_masks(const uint64_t *rows, size_t stride, uint32_t n_rows,
+                       uint64_t masks[STEP_MASKS])
+{
+    const __m256i nibble_u8x32 = _mm256_set1_epi8(15);
+    const __m256i factors_i8x32 = _mm256_set1_epi16(1 | 16 << 8);
+    int64_t words[PANEL];
+    __m256i v[8];
+    for (uint32_t i = 0; i < PANEL; i++)
+        words[i] = i < n_rows ? (int64_t)rows[i * stride] : 0;
+    for (int i = 0; i < 8; i++)
+        v[i] =
+            _mm256_set_epi64x(words[17 + 2 * i], words[16 + 2 * i], words[1 + 2 * i], words[2 * i]);
+    for (int pass = 0; pass < 4; pass++) {
+        __m256i w[8];
+        for (int i = 0; i < 4; i++) {
+            w[2 * i] = _mm256_unpacklo_epi8(v[i], v[i + 4]);
+            w[2 * i + 1] = _mm256_unpackhi_epi8(v[i], v[i + 4]);
+        }
+        for (int i = 0; i < 8; i++)
+            v[i] = w[i];
+    }
+    for (int i = 0; i < 8; i++) {
+        __m256i low = _mm256_and_si256(v[i], nibble_u8x32);
+        __m256i high = _mm256_and_si256(_mm256_srli_epi16(v[i], 4), nibble_u8x32);
+        __m256i packed = _mm256_packus_epi16(_mm256_maddubs_epi16(low, factors_i8x32),
+                                             _mm256_maddubs_epi16(high, factors_i8x32));
+        _mm256_storeu_si256((__m256i *)(masks + 4 * i), packed);
+    }
+}
+
+/* A panel's places in the layout that bitm_packing__masks32 makes: [plane, panel, step, masks]. */
+INLINE size_t panel_masks(const bitm_gemm *gemm, uint32_t plane, uint32_t output)
+{
+    size_t n_steps = ((size_t)gemm->n_inputs + STEP - 1) / STEP;
+    size_t n_panels = ((size_t)gemm->n_rows + PANEL - 1) / PANEL;
+    return (plane * n_panels + output / PANEL) * n_steps * STEP_MASKS;
+}
+
+/* The outputs from `output` on that lie before `end` and not before `begin`. */
+INLINE __mmask16 outputs_between(uint32_t output, uint32_t begin, uint32_t end)
+{
+    __mmask16 lanes = first_lanes(end > output ? end - output : 0);
+    return begin > output ? (__mmask16)(lanes & ~first_lanes(begin - output)) : lanes;
+}
+
+#endif

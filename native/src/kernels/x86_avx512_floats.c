@@ -1,0 +1,367 @@
+/* AVX-512 products of floats, and attention.
+ *
+ * The 16 canonical lanes of a dot are one vector.  Four rows meet four others, 16 sums, so that a
+ * loaded vector serves four; then 16 sums fold together, into one vector of dots.
+ *
+ *   vfmadd      the products             2 a cycle on Intel servers, latency 4: 8 sums at once
+ *   vshuff32x4, vshufps  folding         1 a cycle: 30 for 16 dots
+ *   vcvtph2ps   binary16 weights         1 a cycle
+ *   vblendmps   bits as weights -1 and 1
+ */
+#include "x86_avx512.h"
+
+enum {
+    ROWS = 4,            /* of each side of a tile */
+    OUTPUTS = 16,        /* of a product that are finished together */
+    BLOCK_TOKENS = 48,   /* tokens that one conversion of weights serves */
+    STRETCH = 1024,      /* weights of a row converted at a time; a multiple of 64 */
+    QUERIES = ROWS,      /* of attention, at work together */
+    CONTEXT_VECTORS = 4, /* of the components of a context */
+    MAX_TOGETHER = 1024, /* tokens of a sequence whose queries are at work together */
+};
+
+/* ---- Dots ---- */
+
+/* The folds of 16 sums, each as fold() does it; lane 4 i + j is that of sum 4 j + i. */
+INLINE __m512 fold_16(const __m512 sums[16])
+{
+    __m512 eight[8], four[4], two[2];
+#pragma GCC unroll 8
+    for (int k = 0; k < 8; k++)
+        eight[k] = _mm512_add_ps(_mm512_shuffle_f32x4(sums[2 * k], sums[2 * k + 1], 0x44),
+                                 _mm512_shuffle_f32x4(sums[2 * k], sums[2 * k + 1], 0xEE));
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++)
+        four[k] = _mm512_add_ps(_mm512_shuffle_f32x4(eight[2 * k], eight[2 * k + 1], 0x88),
+                                _mm512_shuffle_f32x4(eight[2 * k], eight[2 * k + 1], 0xDD));
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; k++)
+        two[k] = _mm512_add_ps(_mm512_shuffle_ps(four[2 * k], four[2 * k + 1], 0x44),
+                               _mm512_shuffle_ps(four[2 * k], four[2 * k + 1], 0xEE));
+    return _mm512_add_ps(_mm512_shuffle_ps(two[0], two[1], 0x88),
+                         _mm512_shuffle_ps(two[0], two[1], 0xDD));
+}
+
+/* Adds to sums [b row][a row] the products of n elements of rows a and b.  Lanes past the end stay
+ * as they are: adding a product of zeros could change -0. */
+INLINE void add_dots(const float *const a[ROWS], const float *const b[ROWS], uint32_t n,
+                     __m512 sums[ROWS * ROWS])
+{
+    __m512 local[ROWS * ROWS];
+    const float *a0 = a[0], *a1 = a[1], *a2 = a[2], *a3 = a[3];
+    const float *b0 = b[0], *b1 = b[1], *b2 = b[2], *b3 = b[3];
+#pragma GCC unroll 16
+    for (int k = 0; k < ROWS * ROWS; k++)
+        local[k] = sums[k];
+    uint32_t i = 0;
+    for (; i + BITM_LANES <= n; i += BITM_LANES) {
+        const __m512 x[ROWS] = {_mm512_loadu_ps(a0 + i), _mm512_loadu_ps(a1 + i),
+                                _mm512_loadu_ps(a2 + i), _mm512_loadu_ps(a3 + i)};
+        const __m512 y[ROWS] = {_mm512_loadu_ps(b0 + i), _mm512_loadu_ps(b1 + i),
+                                _mm512_loadu_ps(b2 + i), _mm512_loadu_ps(b3 + i)};
+#pragma GCC unroll 16
+        for (int k = 0; k < ROWS * ROWS; k++)
+            local[k] = _mm512_fmadd_ps(y[k / ROWS], x[k % ROWS], local[k]);
+    }
+    if (i < n) {
+        __mmask16 exist = first_lanes(n - i);
+#pragma GCC unroll 16
+        for (int k = 0; k < ROWS * ROWS; k++)
+            local[k] = _mm512_mask3_fmadd_ps(_mm512_maskz_loadu_ps(exist, b[k / ROWS] + i),
+                                             _mm512_maskz_loadu_ps(exist, a[k % ROWS] + i),
+                                             local[k], exist);
+    }
+#pragma GCC unroll 16
+    for (int k = 0; k < ROWS * ROWS; k++)
+        sums[k] = local[k];
+}
+
+/* Rows from `first` on, `stride` apart, the last one again where there are fewer than four. */
+INLINE void find_rows(const float *first, size_t stride, uint32_t n, const float *rows[ROWS])
+{
+    for (uint32_t r = 0; r < ROWS; r++)
+        rows[r] = first + (r < n ? r : n - 1) * stride;
+}
+
+/* ---- Weights as floats ---- */
+
+typedef enum weight_kind {
+    WEIGHTS_BIT1,
+    WEIGHTS_TERN,
+    WEIGHTS_I8,
+    WEIGHTS_F16,
+    WEIGHTS_F32
+} weight_kind;
+
+/* w1: 2 b - 1; w2: 2 positive - nonzero. */
+INLINE __m512 load_bits(const bitm_gemm *gemm, bool ternary, size_t output, uint32_t input)
+{
+    size_t n_words = ((size_t)gemm->n_inputs + 63) / 64;
+    const uint64_t *row = (const uint64_t *)gemm->weights + output * n_words + input / 64;
+    const uint64_t *positive = ternary ? row + gemm->n_rows * n_words : row;
+    __m512 one = _mm512_set1_ps(1.0F), two = _mm512_set1_ps(2.0F);
+    __mmask16 plus = (__mmask16)(*positive >> input % 64);
+    if (!ternary) return _mm512_mask_blend_ps(plus, _mm512_set1_ps(-1.0F), one);
+    __m512 minus = _mm512_maskz_mov_ps((__mmask16)(*row >> input % 64), _mm512_set1_ps(-1.0F));
+    return _mm512_mask_add_ps(minus, plus, minus, two);
+}
+
+/* Weights from `input` on of which the first n exist: at least 1. */
+INLINE __m512 load_weights(const bitm_gemm *gemm, weight_kind kind, size_t output, uint32_t input,
+                           uint32_t n)
+{
+    size_t place = output * gemm->n_inputs + input;
+    __mmask16 exist = first_lanes(n);
+    switch (kind) {
+    case WEIGHTS_F32: {
+        const float *weights = (const float *)gemm->weights + place;
+        return n >= 16 ? _mm512_loadu_ps(weights) : _mm512_maskz_loadu_ps(exist, weights);
+    }
+    case WEIGHTS_F16: {
+        const uint16_t *weights = (const uint16_t *)gemm->weights + place;
+        return _mm512_cvtph_ps(n >= 16 ? _mm256_loadu_si256((const __m256i *)weights)
+                                       : _mm256_maskz_loadu_epi16(exist, weights));
+    }
+    case WEIGHTS_I8: {
+        const int8_t *weights = (const int8_t *)gemm->weights + place;
+        __m128i codes = n >= 16 ? _mm_loadu_si128((const __m128i *)weights)
+                                : _mm_maskz_loadu_epi8(exist, weights);
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
+    }
+    case WEIGHTS_BIT1:
+        return load_bits(gemm, false, output, input);
+    case WEIGHTS_TERN:
+        break;
+    }
+    return load_bits(gemm, true, output, input);
+}
+
+/* ---- Products ---- */
+
+/* Four outputs, at most BLOCK_TOKENS tokens: dots [token][OUTPUTS], from the first of them on. */
+INLINE void multiply_four(const bitm_gemm *gemm, weight_kind kind, size_t token, uint32_t n_tokens,
+                          size_t output, uint32_t n_outputs, float (*dots)[OUTPUTS])
+{
+    _Alignas(64) float room[ROWS][STRETCH];
+    __m512 sums[BLOCK_TOKENS / ROWS][ROWS * ROWS];
+    const float *x[ROWS], *weights[ROWS];
+    size_t n_inputs = gemm->n_inputs;
+    for (uint32_t t = 0; t < n_tokens; t += ROWS)
+        for (int k = 0; k < ROWS * ROWS; k++)
+            sums[t / ROWS][k] = _mm512_setzero_ps();
+    for (uint32_t first = 0; first < n_inputs; first += STRETCH) {
+        uint32_t n = smaller(STRETCH, gemm->n_inputs - first);
+        if (kind == WEIGHTS_F32) {
+            find_rows((const float *)gemm->weights + output * n_inputs + first, n_inputs, n_outputs,
+                      weights);
+        } else {
+            find_rows(room[0], STRETCH, n_outputs, weights);
+            for (uint32_t o = 0; o < n_outputs; o++)
+                for (uint32_t i = 0; i < n; i += BITM_LANES)
+                    _mm512_store_ps(room[o] + i,
+                                    load_weights(gemm, kind, output + o, first + i, n - i));
+        }
+        for (uint32_t t = 0; t < n_tokens; t += ROWS) {
+            find_rows((const float *)gemm->inputs + (token + t) * n_inputs + first, n_inputs,
+                      n_tokens - t, x);
+            add_dots(x, weights, n, sums[t / ROWS]);
+        }
+    }
+    for (uint32_t t = 0; t < n_tokens; t += ROWS) {
+        _Alignas(64) float folds[ROWS][ROWS];
+        _mm512_store_ps(folds[0], fold_16(sums[t / ROWS]));
+        for (uint32_t r = 0; r < smaller(ROWS, n_tokens - t); r++)
+            _mm_storeu_ps(dots[t + r], _mm_load_ps(folds[r]));
+    }
+}
+
+/* The element numbered `place` of weights of a kind that has one for each. */
+INLINE const uint8_t *weight_at(const bitm_gemm *gemm, weight_kind kind, size_t place)
+{
+    size_t n_bytes = kind == WEIGHTS_F32 ? 4 : kind == WEIGHTS_F16 ? 2 : 1;
+    return (const uint8_t *)gemm->weights + place * n_bytes;
+}
+
+/* One token, 16 outputs: weights are used once, so they are not stored as floats, and memory is
+ * what they wait for (a masked LM's head, 47 MB).  Rows are short for the prefetcher of the CPU,
+ * so the next four are asked for, up to output `last`. */
+INLINE void multiply_token(const bitm_gemm *gemm, weight_kind kind, size_t token, uint32_t output,
+                           uint32_t n_outputs, uint32_t last, float *dots)
+{
+    const float *x = (const float *)gemm->inputs + token * gemm->n_inputs;
+    uint32_t n = gemm->n_inputs;
+    __m512 sums[OUTPUTS];
+    for (uint32_t first = 0; first < OUTPUTS; first += ROWS) {
+        size_t row[ROWS], ahead[ROWS];
+        for (uint32_t r = 0; r < ROWS; r++) {
+            row[r] = smaller(output + first + r, output + n_outputs - 1);
+            ahead[r] = smaller((uint32_t)row[r] + ROWS, last);
+            sums[first + r] = _mm512_setzero_ps();
+        }
+        uint32_t i = 0;
+        for (; i + BITM_LANES <= n; i += BITM_LANES) {
+            __m512 inputs = _mm512_loadu_ps(x + i);
+            for (uint32_t r = 0; r < ROWS; r++) {
+                _mm_prefetch((const char *)weight_at(gemm, kind, ahead[r] * n + i), _MM_HINT_T0);
+                sums[first + r] = _mm512_fmadd_ps(load_weights(gemm, kind, row[r], i, BITM_LANES),
+                                                  inputs, sums[first + r]);
+            }
+        }
+        __mmask16 exist = first_lanes(n - i);
+        for (uint32_t r = 0; r < ROWS && i < n; r++)
+            sums[first + r] =
+                _mm512_mask3_fmadd_ps(load_weights(gemm, kind, row[r], i, n - i),
+                                      _mm512_maskz_loadu_ps(exist, x + i), sums[first + r], exist);
+    }
+    /* Lane 4 i + j is of output 4 j + i. */
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_ps(dots, _mm512_permutexvar_ps(order, fold_16(sums)));
+}
+
+/* At most BLOCK_TOKENS tokens. */
+INLINE void multiply_block(const bitm_gemm *gemm, weight_kind kind, uint32_t token,
+                           uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
+{
+    _Alignas(64) float dots[BLOCK_TOKENS][OUTPUTS];
+    for (uint32_t o = 0; o < n_outputs; o += OUTPUTS) {
+        uint32_t n = smaller(OUTPUTS, n_outputs - o);
+        if (n_tokens == 1 && kind != WEIGHTS_BIT1 && kind != WEIGHTS_TERN) {
+            multiply_token(gemm, kind, token, output + o, n, output + n_outputs - 1, dots[0]);
+        } else {
+            for (uint32_t k = 0; k < n; k += ROWS)
+                multiply_four(gemm, kind, token, n_tokens, (size_t)output + o + k,
+                              smaller(ROWS, n - k), (float (*)[OUTPUTS])(dots[0] + k));
+        }
+        epilogue e = begin_epilogue(gemm, (size_t)output + o, first_lanes(n));
+        for (uint32_t t = 0; t < n_tokens; t++)
+            store_outputs(gemm, &e, token + t, _mm512_load_ps(dots[t]));
+    }
+}
+
+INLINE void multiply(const bitm_gemm *gemm, weight_kind kind, uint32_t token, uint32_t n_tokens,
+                     uint32_t output, uint32_t n_outputs)
+{
+    for (uint32_t t = 0; t < n_tokens; t += BLOCK_TOKENS)
+        multiply_block(gemm, kind, token + t, smaller(BLOCK_TOKENS, n_tokens - t), output,
+                       n_outputs);
+}
+
+void bitm_gemm_w1f32__avx512(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
+                             uint32_t output, uint32_t n_outputs)
+{
+    multiply(gemm, WEIGHTS_BIT1, token, n_tokens, output, n_outputs);
+}
+
+void bitm_gemm_w2f32__avx512(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
+                             uint32_t output, uint32_t n_outputs)
+{
+    multiply(gemm, WEIGHTS_TERN, token, n_tokens, output, n_outputs);
+}
+
+void bitm_gemm_i8__avx512(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
+                          uint32_t n_outputs)
+{
+    multiply(gemm, WEIGHTS_I8, token, n_tokens, output, n_outputs);
+}
+
+void bitm_gemm_f16__avx512(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
+                           uint32_t output, uint32_t n_outputs)
+{
+    multiply(gemm, WEIGHTS_F16, token, n_tokens, output, n_outputs);
+}
+
+void bitm_gemm_f32__avx512(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
+                           uint32_t output, uint32_t n_outputs)
+{
+    multiply(gemm, WEIGHTS_F32, token, n_tokens, output, n_outputs);
+}
+
+/* ---- Attention ---- */
+
+/* scores [n_queries][n_tokens], max_tokens apart, of queries next to each other. */
+INLINE void find_scores(const bitm_attention *attention, const float *query, uint32_t n_queries,
+                        float *scores, size_t max_tokens)
+{
+    const float *queries[ROWS], *keys[ROWS];
+    const __m512 factor = _mm512_set1_ps(attention->score_scale);
+    find_rows(query, attention->stride, n_queries, queries);
+    for (uint32_t j = 0; j < attention->n_tokens; j += ROWS) {
+        uint32_t n_keys = smaller(ROWS, attention->n_tokens - j);
+        _Alignas(64) float four[ROWS][ROWS];
+        __m512 sums[ROWS * ROWS];
+#pragma GCC unroll 16
+        for (int k = 0; k < ROWS * ROWS; k++)
+            sums[k] = _mm512_setzero_ps();
+        find_rows(attention->key + j * attention->stride, attention->stride, n_keys, keys);
+        add_dots(queries, keys, attention->head_size, sums);
+        _mm512_store_ps(four[0], _mm512_mul_ps(factor, fold_16(sums)));
+        for (uint32_t q = 0; q < n_queries; q++)
+            _mm_mask_storeu_ps(scores + q * max_tokens + j, (__mmask8)first_lanes(n_keys),
+                               _mm_load_ps(four[q]));
+    }
+}
+
+/* Components [d, d + n) of the contexts, n_vectors of 16, times the factor of each query. */
+INLINE void find_components(const bitm_attention *attention, const float *scores, size_t max_tokens,
+                            uint32_t n_queries, const float factor[], uint32_t d, uint32_t n,
+                            const uint32_t n_vectors, float *context)
+{
+    const float *value = attention->value + d, *score[QUERIES];
+    const __mmask16 exist = first_lanes(n); /* of a vector alone */
+    __m512 sums[QUERIES][CONTEXT_VECTORS];
+    find_rows(scores, max_tokens, n_queries, score);
+#pragma GCC unroll 4
+    for (uint32_t q = 0; q < QUERIES; q++)
+#pragma GCC unroll 4
+        for (uint32_t k = 0; k < n_vectors; k++)
+            sums[q][k] = _mm512_setzero_ps();
+    for (uint32_t j = 0; j < attention->n_tokens; j++, value += attention->stride) {
+        __m512 v[CONTEXT_VECTORS];
+#pragma GCC unroll 4
+        for (uint32_t k = 0; k < n_vectors; k++)
+            v[k] = n_vectors > 1 ? _mm512_loadu_ps(value + 16 * k)
+                                 : _mm512_maskz_loadu_ps(exist, value);
+#pragma GCC unroll 4
+        for (uint32_t q = 0; q < QUERIES; q++) {
+            __m512 s = _mm512_set1_ps(score[q][j]);
+#pragma GCC unroll 4
+            for (uint32_t k = 0; k < n_vectors; k++)
+                sums[q][k] = _mm512_fmadd_ps(s, v[k], sums[q][k]);
+        }
+    }
+    for (uint32_t q = 0; q < n_queries; q++)
+#pragma GCC unroll 4
+        for (uint32_t k = 0; k < n_vectors; k++)
+            _mm512_mask_storeu_ps(context + q * attention->context_stride + d + 16 * k,
+                                  first_lanes(n - 16 * k),
+                                  _mm512_mul_ps(sums[q][k], _mm512_set1_ps(factor[q])));
+}
+
+/* The context of queries [i, i + n_queries). */
+INLINE void attend(const bitm_attention *attention, size_t i, uint32_t n_queries, float *scores,
+                   size_t max_tokens)
+{
+    enum { COMPONENTS = 16 * CONTEXT_VECTORS };
+    uint32_t n = attention->head_size, d = 0;
+    float factor[QUERIES], *context = attention->context + i * attention->context_stride;
+    find_scores(attention, attention->query + i * attention->stride, n_queries, scores, max_tokens);
+    for (uint32_t q = 0; q < n_queries; q++)
+        factor[q] = 1.0F / bitm_exp_sum__avx512(scores + q * max_tokens, attention->n_tokens);
+    for (; d + COMPONENTS <= n; d += COMPONENTS)
+        find_components(attention, scores, max_tokens, n_queries, factor, d, COMPONENTS,
+                        CONTEXT_VECTORS, context);
+    for (; d < n; d += 16)
+        find_components(attention, scores, max_tokens, n_queries, factor, d, n - d, 1, context);
+}
+
+/* Four queries at a time share the loads of keys and values, where their scores fit on the stack.
+ */
+void bitm_attention__avx512(const bitm_attention *attention, uint32_t token, uint32_t n_tokens)
+{
+    float scores[QUERIES * MAX_TOGETHER];
+    bool fits = attention->n_tokens <= MAX_TOGETHER;
+    uint32_t together = fits ? QUERIES : 1;
+    for (uint32_t t = 0; t < n_tokens; t += together)
+        attend(attention, (size_t)token + t, smaller(together, n_tokens - t),
+               fits ? scores : attention->scores, fits ? MAX_TOGETHER : 0);
+}

@@ -1,0 +1,227 @@
+/* AVX-512 quantization: from floats to codes, and from codes to planes of bits.
+ *
+ *   vcvtps2dq   rounds to nearest even, as adding and subtracting BITM_ROUND_MAGIC does
+ *   vmaxps      selections as the scalar kernels write them: max(a, b) is a > b ? a : b
+ *   vdivps      the model's own quantizers divide
+ *   vptestmw    one bit of 32 words: half a word of a plane
+ */
+#include "x86_avx512.h"
+
+#include <string.h>
+
+INLINE __m512 all(float x)
+{
+    return _mm512_set1_ps(x);
+}
+
+INLINE __m512i to_integers(__m512 x)
+{
+    return _mm512_cvt_roundps_epi32(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+INLINE float greatest_lane(__m512 x)
+{
+    __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* ---- The runtime's own quantization ---- */
+
+static float max_abs(const float *x, uint32_t n)
+{
+    __m512 greatest[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    uint32_t i = 0;
+    for (; i + 32 <= n; i += 32)
+        for (uint32_t k = 0; k < 2; k++)
+            greatest[k] =
+                _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(x + i + 16 * k)), greatest[k]);
+    for (; i < n; i += 16) {
+        __m512 values = _mm512_maskz_loadu_ps(first_lanes(n - i), x + i);
+        greatest[0] = _mm512_max_ps(_mm512_abs_ps(values), greatest[0]);
+    }
+    return greatest_lane(_mm512_max_ps(greatest[0], greatest[1]));
+}
+
+/* The factor from values to codes, and *step back; both 0 where the factor would not be finite. */
+static float code_factor(float greatest, float max_code, float *step)
+{
+    float factor = max_code / greatest;
+    if (!(greatest > 0.0F) || !(factor <= 3.402823466e38F)) {
+        *step = 0.0F;
+        return 0.0F;
+    }
+    *step = greatest / max_code;
+    return factor;
+}
+
+/* No value is greater than max_code, but one that is not a number must become a code. */
+INLINE __m512i codes_of(__m512 x, float factor, float max_code)
+{
+    return to_integers(_mm512_max_ps(_mm512_mul_ps(x, all(factor)), all(-max_code)));
+}
+
+void bitm_quantize_i8__avx512(const float *x, uint32_t n, int8_t *codes, float *step, float *sum)
+{
+    /* Packing works in lanes: it leaves fours in the order 0, 4, 8, 12, 1, 5 ... */
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    float factor = code_factor(max_abs(x, n), 127.0F, step);
+    __m512i total = _mm512_setzero_si512();
+    uint32_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        __m512i c[4];
+        for (uint32_t k = 0; k < 4; k++) {
+            c[k] = codes_of(_mm512_loadu_ps(x + i + 16 * k), factor, 127.0F);
+            total = _mm512_add_epi32(total, c[k]);
+        }
+        __m512i packed =
+            _mm512_packs_epi16(_mm512_packs_epi32(c[0], c[1]), _mm512_packs_epi32(c[2], c[3]));
+        _mm512_storeu_si512(codes + i, _mm512_permutexvar_epi32(order, packed));
+    }
+    for (; i < n; i += 16) {
+        __mmask16 exist = first_lanes(n - i);
+        __m512i c = codes_of(_mm512_maskz_loadu_ps(exist, x + i), factor, 127.0F);
+        _mm_mask_storeu_epi8(codes + i, exist, _mm512_cvtepi32_epi8(c));
+        total = _mm512_add_epi32(total, c);
+    }
+    *sum = *step * (float)_mm512_reduce_add_epi32(total);
+}
+
+void bitm_quantize_i16__avx512(const float *x, uint32_t n, int16_t *codes, float *step, float *sum)
+{
+    float factor = code_factor(max_abs(x, n), 32767.0F, step);
+    __m512i total = _mm512_setzero_si512();
+    for (uint32_t i = 0; i < n; i += 16) {
+        __mmask16 exist = first_lanes(n - i);
+        __m512i c = codes_of(_mm512_maskz_loadu_ps(exist, x + i), factor, 32767.0F);
+        _mm256_mask_storeu_epi16(codes + i, exist, _mm512_cvtepi32_epi16(c));
+        total = _mm512_add_epi32(total, c);
+    }
+    *sum = *step * (float)_mm512_reduce_add_epi32(total);
+}
+
+/* ---- A model's own quantizers ---- */
+
+/* z of values from i on; 0 or anything else where no value exists. */
+INLINE __m512 shifted(const bitm_quantization *q, const float *x, uint32_t i, __mmask16 exist)
+{
+    __m512 z = _mm512_maskz_loadu_ps(exist, x + i);
+    if (q->shift != NULL) z = _mm512_add_ps(z, _mm512_maskz_loadu_ps(exist, q->shift + i));
+    if (!q->clips) return z;
+    z = _mm512_max_ps(z, all(q->clip_lo));
+    return _mm512_min_ps(z, all(q->clip_hi));
+}
+
+/* 1 where z > 0, -1 where z < 0 and codes can be negative. */
+INLINE __m512i signs_of(const bitm_quantization *q, __m512 z)
+{
+    __mmask16 positive = _mm512_cmp_ps_mask(z, _mm512_setzero_ps(), _CMP_GT_OQ);
+    __mmask16 negative = _mm512_cmp_ps_mask(z, _mm512_setzero_ps(), _CMP_LT_OQ);
+    __m512i codes = _mm512_maskz_set1_epi32(positive, 1);
+    return q->lo < 0.0F ? _mm512_mask_set1_epi32(codes, negative, -1) : codes;
+}
+
+int32_t bitm_quantize__avx512(const bitm_quantization *q, const float *x, uint32_t n,
+                              int16_t *codes)
+{
+    __m512i sum = _mm512_setzero_si512();
+    for (uint32_t i = 0; i < n; i += 16) {
+        __mmask16 exist = first_lanes(n - i);
+        __m512 z = shifted(q, x, i, exist);
+        __m512i c;
+        if (q->sign) {
+            c = signs_of(q, z);
+        } else {
+            __m512 code = _mm512_div_ps(_mm512_sub_ps(z, all(q->base)), all(q->divisor));
+            code = _mm512_mul_ps(code, all(q->factor));
+            code = _mm512_max_ps(code, all(q->lo));
+            c = to_integers(_mm512_min_ps(code, all(q->hi)));
+        }
+        _mm256_mask_storeu_epi16(codes + i, exist, _mm512_cvtepi32_epi16(c));
+        sum = _mm512_mask_add_epi32(sum, exist, sum, c);
+    }
+    return _mm512_reduce_add_epi32(sum);
+}
+
+/* 0 and -0 are equal, but the scalar kernel keeps the first of them: so its sign is looked up. */
+static float first_zero(const bitm_quantization *q, const float *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += 16) {
+        __mmask16 exist = first_lanes(n - i);
+        __m512 z = shifted(q, x, i, exist);
+        uint32_t zeros = _mm512_mask_cmp_ps_mask(exist, z, _mm512_setzero_ps(), _CMP_EQ_OQ);
+        if (zeros == 0) continue;
+        uint32_t negative = _mm512_movepi32_mask(_mm512_castps_si512(z));
+        return (negative & zeros & (~zeros + 1)) != 0 ? -0.0F : 0.0F;
+    }
+    return 0.0F;
+}
+
+void bitm_extremes__avx512(const bitm_quantization *q, const float *x, uint32_t n,
+                           float extremes[2])
+{
+    __m512 least = _mm512_broadcastss_ps(_mm512_castps512_ps128(shifted(q, x, 0, 1)));
+    __m512 greatest = least;
+    for (uint32_t i = 0; i < n; i += 16) {
+        __mmask16 exist = first_lanes(n - i);
+        __m512 z = shifted(q, x, i, exist);
+        least = _mm512_mask_min_ps(least, exist, z, least);
+        greatest = _mm512_mask_max_ps(greatest, exist, z, greatest);
+    }
+    extremes[0] = -greatest_lane(_mm512_xor_ps(least, all(-0.0F)));
+    extremes[1] = greatest_lane(greatest);
+    if (extremes[0] == 0.0F || extremes[1] == 0.0F) {
+        float zero = first_zero(q, x, n);
+        if (extremes[0] == 0.0F) extremes[0] = zero;
+        if (extremes[1] == 0.0F) extremes[1] = zero;
+    }
+}
+
+/* ---- Planes of bits ---- */
+
+/* 64 codes, `stride` elements apart, of which the first n exist; the others are 0. */
+INLINE void load_codes(const int16_t *codes, size_t stride, uint32_t n, __m512i words[2])
+{
+    int16_t room[64] = {0};
+    if (stride != 1) {
+        for (uint32_t i = 0; i < smaller(n, 64); i++)
+            room[i] = codes[i * stride];
+        codes = room;
+    }
+    __mmask64 exist = first_bytes(n);
+    words[0] = _mm512_maskz_loadu_epi16((__mmask32)exist, codes);
+    words[1] = _mm512_maskz_loadu_epi16((__mmask32)(exist >> 32), codes + 32);
+}
+
+/* Which of 64 codes have a bit of `bits`. */
+INLINE uint64_t with_bits(const __m512i words[2], __m512i bits)
+{
+    return _mm512_test_epi16_mask(words[0], bits) | (uint64_t)_mm512_test_epi16_mask(words[1], bits)
+                                                        << 32;
+}
+
+void bitm_pack_sign__avx512(const int16_t *codes, uint32_t n, uint64_t *planes)
+{
+    size_t n_words = ((size_t)n + 63) / 64;
+    for (size_t word = 0; word < n_words; word++) {
+        __m512i c[2];
+        load_codes(codes + word * 64, 1, n - (uint32_t)word * 64, c);
+        uint64_t nonzero = with_bits(c, _mm512_set1_epi16(-1));
+        uint64_t negative = with_bits(c, _mm512_set1_epi16(INT16_MIN));
+        planes[word] = nonzero;
+        planes[n_words + word] = nonzero & ~negative;
+    }
+}
+
+void bitm_pack_planes__avx512(const int16_t *codes, size_t stride, uint32_t n, uint32_t n_planes,
+                              uint64_t *planes)
+{
+    size_t n_words = ((size_t)n + 63) / 64;
+    for (size_t word = 0; word < n_words; word++) {
+        __m512i c[2];
+        load_codes(codes + word * 64 * stride, stride, n - (uint32_t)word * 64, c);
+        for (uint32_t p = 0; p < n_planes; p++)
+            planes[p * n_words + word] = with_bits(c, _mm512_set1_epi16((int16_t)(1U << p)));
+    }
+}
