@@ -178,7 +178,12 @@ enum { N_KERNELS = sizeof kernels / sizeof kernels[0] };
 
 static trial new_trial(const kernel *k, uint64_t seed, report *r)
 {
-    trial t = {.kernel = k->name, .random = {seed}, .pattern = PATTERN_RANDOM, .report = r};
+    /* Tokens, and part of a linear of BERT-base. */
+    trial t = {.kernel = k->name,
+               .shape = {64, 256, 768},
+               .random = {seed},
+               .pattern = PATTERN_RANDOM,
+               .report = r};
     for (size_t i = 0; packings[i].name != NULL; i++)
         if (strcmp(packings[i].name, k->name) == 0) t.packing = packings[i].packing;
     return t;
@@ -224,26 +229,30 @@ static bool check_apart(const kernel *k, uint64_t seed, report *total)
 }
 
 /* The same arrays for each kernel of an op. */
-static speed measure(const kernel *k, any_fn *function)
+static speed measure(const kernel *k, any_fn *function, const uint32_t shape[3])
 {
     report ignored = {0};
     trial t = new_trial(k, 1, &ignored);
+    if (shape[0] > 0) memcpy(t.shape, shape, sizeof t.shape);
     if (function == k->scalar) t.packing = NULL;
     return k->measure(&t, function);
 }
 
-static void print_speed(const kernel *k)
+static void print_speed(const kernel *k, const uint32_t shape[3])
 {
-    speed found = measure(k, k->function), scalar = measure(k, k->scalar);
-    double rate = found.n_units / found.seconds * 1e-9;
-    (void)printf("%-24s %9.4f ns/%-7s %8.2f G%s/s %8.2f x scalar\n", k->name, 1 / rate, found.unit,
-                 rate, found.unit, scalar.seconds / found.seconds);
+    speed found = measure(k, k->function, shape), scalar = measure(k, k->scalar, shape);
+    double rate = found.n_units / found.seconds, peak = measure_peak(k->op, k->tier);
+    (void)printf("%-24s %9.4f ns/%-7s %8.2f G%s/s %8.2f x scalar", k->name, 1e9 / rate, found.unit,
+                 rate * 1e-9, found.unit, scalar.seconds / found.seconds);
+    if (peak > 0) (void)printf(" %5.1f %% of %.1f", 100 * rate / peak, peak * 1e-9);
+    (void)printf("\n");
 }
 
 /* ---- The command ---- */
 
 typedef struct command {
     bool measures;
+    uint32_t shape[3]; /* of products to measure, zeros: as a rule */
     uint64_t seed;
     const char *wanted; /* "op", or "op=variant"; NULL: all */
 } command;
@@ -253,6 +262,19 @@ static bool is_wanted(const kernel *k, const char *wanted)
     return wanted == NULL || strcmp(wanted, k->name) == 0 || strcmp(wanted, k->op) == 0;
 }
 
+/* TOKENSxOUTPUTSxINPUTS */
+static bool read_shape(const char *text, uint32_t shape[3])
+{
+    for (int i = 0; i < 3; i++) {
+        char *end;
+        unsigned long value = strtoul(text, &end, 10);
+        if (end == text || *end != (i < 2 ? 'x' : '\0') || value < 1 || value > 65536) return false;
+        shape[i] = (uint32_t)value;
+        text = end + 1;
+    }
+    return true;
+}
+
 static bool read_command(int n_arguments, char **arguments, command *c)
 {
     *c = (command){.seed = (uint64_t)time(NULL)};
@@ -260,6 +282,8 @@ static bool read_command(int n_arguments, char **arguments, command *c)
         char *end = arguments[i];
         if (strcmp(arguments[i], "--bench") == 0) {
             c->measures = true;
+        } else if (strcmp(arguments[i], "--shape") == 0 && i + 1 < n_arguments) {
+            if (!read_shape(arguments[++i], c->shape)) return false;
         } else if (strcmp(arguments[i], "--seed") == 0 && i + 1 < n_arguments) {
             errno = 0;
             c->seed = strtoull(arguments[++i], &end, 10);
@@ -277,7 +301,10 @@ int main(int n_arguments, char **arguments)
 {
     command c;
     if (!read_command(n_arguments, arguments, &c)) {
-        (void)fprintf(stderr, "usage: %s [--bench] [--seed N] [OP | OP=VARIANT]\n", arguments[0]);
+        (void)fprintf(
+            stderr,
+            "usage: %s [--bench [--shape TOKENSxOUTPUTSxINPUTS]] [--seed N] [OP | OP=VARIANT]\n",
+            arguments[0]);
         return 2;
     }
     report total = {0};
@@ -291,7 +318,7 @@ int main(int n_arguments, char **arguments)
             (void)printf("%-24s skipped: this machine cannot run it\n", kernels[i].name);
             n_skipped++;
         } else if (c.measures) {
-            print_speed(&kernels[i]);
+            print_speed(&kernels[i], c.shape);
         } else {
             is_well = check_apart(&kernels[i], c.seed, &total) && is_well;
         }

@@ -31,6 +31,7 @@ typedef struct report {
 typedef struct trial {
     const char *kernel;          /* op=variant */
     const bitm_packing *packing; /* of its weights, NULL: none */
+    uint32_t shape[3];           /* tokens, outputs and inputs of a product that is measured */
     random_state random;
     pattern pattern;
     guards arrays;
@@ -86,6 +87,10 @@ int32_t code_of(trial *t, int32_t lo, int32_t hi);
 
 /* Calls again and again for a while; the least time of a call. */
 double time_calls(void (*call)(void *context), void *context);
+
+/* The multiply-adds in a second that one core can do at most with the instructions that the tier's
+ * kernels of an op lean on; 0: not known. */
+double measure_peak(const char *op, bitm_tier tier);
 
 /* Sizes at which things go wrong: prime, odd, and next to multiples of lanes and words. */
 extern const uint32_t awkward_sizes[];

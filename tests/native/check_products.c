@@ -303,19 +303,19 @@ static void call_product(void *context)
     call->kernel(&call->p.gemm, 0, call->p.n_tokens, 0, call->p.n_outputs);
 }
 
-/* A batch of tokens through a linear of BERT-base. */
+/* A batch of tokens through a linear. */
 static speed measure_product(trial *t, weight_kind weight, input_kind input, bitm_gemm_fn *kernel)
 {
-    enum { N_INPUTS = 768, N_OUTPUTS = 256, N_TOKENS = 64 };
+    uint32_t n_tokens = t->shape[0], n_outputs = t->shape[1], n_inputs = t->shape[2];
     product_call call = {
-        .p = {.weight = weight, .input = input, .n_tokens = N_TOKENS, .n_outputs = N_OUTPUTS},
+        .p = {.weight = weight, .input = input, .n_tokens = n_tokens, .n_outputs = n_outputs},
         .kernel = kernel};
-    make_product(t, &call.p, N_INPUTS);
+    make_product(t, &call.p, n_inputs);
     call.p.gemm.accumulate = false;
     call.p.gemm.activation = BITM_ACTIVATION_NONE;
     if (t->packing != NULL) call.p.gemm.packed = pack_weights(t, &call.p);
-    call.p.gemm.outputs = new_randoms(t, call.p.gemm.output_stride * N_TOKENS);
-    speed found = {(double)N_INPUTS * N_OUTPUTS * N_TOKENS, "MAC", time_calls(call_product, &call)};
+    call.p.gemm.outputs = new_randoms(t, call.p.gemm.output_stride * n_tokens);
+    speed found = {(double)n_inputs * n_outputs * n_tokens, "MAC", time_calls(call_product, &call)};
     end_product(t, &call.p);
     return found;
 }

@@ -80,12 +80,6 @@ INLINE void store_outputs(const bitm_gemm *gemm, const epilogue *e, size_t token
  * come first the masks of outputs 0 to 15, then those of 16 to 31. */
 enum { PANEL = 32, STEP = 64, STEP_MASKS = 32 };
 
-/* The mask of fours of inputs 0 to 15 and half 0 or 1 of the outputs. */
-INLINE uint32_t mask_place(uint32_t four, uint32_t half)
-{
-    return four / 2 * 4 + half * 2 + four % 2;
-}
-
 /* One step of rows [n_rows] of bits, `stride` words from one to the next; rows that are not there
  * get zeros.  In each half, 16 rows of 8 bytes become columns, interleaving halves four times;
  * then low and high nibbles of a column become a mask each. */

@@ -69,42 +69,60 @@ INLINE __m512i expand(weight_kind kind, uint64_t nonzero, uint64_t positive)
     return _mm512_mask_add_epi8(weights, (__mmask64)positive, weights, two_u8x64);
 }
 
-/* Adds n_steps steps of a panel, whose masks are at hand, to sums of n_rows rows. */
+/* Sums are variables, not an array, and changed in a way that compilers do not see through: gcc
+ * would store them in every step. */
+#define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
+#define LOAD(r)                                                                                    \
+    __m512i low##r = _mm512_load_si512(sums[r]), high##r = _mm512_load_si512(sums[r] + 16);
+#define MULTIPLY(r)                                                                                \
+    if ((r) < n_rows) {                                                                            \
+        __m512i x_x64 = _mm512_set1_epi32(four_codes(x + (r) * sizeof w->codes[0]));               \
+        if (codes == CODES_I16 && (r) % 2 == 0) {                                                  \
+            low##r = _mm512_dpbusd_epi32(low##r, x_x64, low_u8x64);                                \
+            high##r = _mm512_dpbusd_epi32(high##r, x_x64, high_u8x64);                             \
+        } else {                                                                                   \
+            low##r = _mm512_dpbusd_epi32(low##r, low_u8x64, x_x64);                                \
+            high##r = _mm512_dpbusd_epi32(high##r, high_u8x64, x_x64);                             \
+        }                                                                                          \
+    }
+#define STAY(r)                                                                                    \
+    if ((r) < n_rows) __asm__("" : "+v"(low##r), "+v"(high##r));
+#define STORE(r)                                                                                   \
+    if ((r) < n_rows) {                                                                            \
+        _mm512_store_si512(sums[r], low##r);                                                       \
+        _mm512_store_si512(sums[r] + 16, high##r);                                                 \
+    }
+
+INLINE int32_t four_codes(const uint8_t *codes)
+{
+    int32_t four;
+    memcpy(&four, codes, sizeof four);
+    return four;
+}
+
+/* Adds n_steps steps of a panel, whose masks are at hand, to sums of n_rows rows: low of outputs 0
+ * to 15, high of the others. */
 INLINE void add_steps(const work *w, weight_kind weights, code_kind codes, const uint64_t *nonzero,
                       const uint64_t *positive, uint32_t first_step, uint32_t n_steps,
                       const uint32_t n_rows, int32_t sums[ROWS][PANEL])
 {
-    __m512i low[ROWS], high[ROWS]; /* outputs 0 to 15, 16 to 31 */
-#pragma GCC unroll 12
-    for (uint32_t r = 0; r < n_rows; r++) {
-        low[r] = _mm512_load_si512(sums[r]);
-        high[r] = _mm512_load_si512(sums[r] + 16);
-    }
-    for (uint32_t four = 0; four < n_steps * (STEP / 4); four++) {
-        size_t place = four / 16 * STEP_MASKS + mask_place(four % 16, 0);
-        __m512i low_u8x64 = expand(weights, nonzero[place], positive[place]);
-        __m512i high_u8x64 = expand(weights, nonzero[place + 2], positive[place + 2]);
-        const uint8_t *x = w->codes[0] + first_step * STEP + four * 4;
-#pragma GCC unroll 12
-        for (uint32_t r = 0; r < n_rows; r++) {
-            int32_t word;
-            memcpy(&word, x + r * sizeof w->codes[0], sizeof word);
-            __m512i x_x64 = _mm512_set1_epi32(word);
-            if (codes == CODES_I16 && r % 2 == 0) {
-                low[r] = _mm512_dpbusd_epi32(low[r], x_x64, low_u8x64);
-                high[r] = _mm512_dpbusd_epi32(high[r], x_x64, high_u8x64);
-            } else {
-                low[r] = _mm512_dpbusd_epi32(low[r], low_u8x64, x_x64);
-                high[r] = _mm512_dpbusd_epi32(high[r], high_u8x64, x_x64);
-            }
+    const uint8_t *x = w->codes[0] + first_step * STEP, *end = x + n_steps * STEP;
+    EACH_ROW(LOAD)
+    for (; x < end; nonzero += 2, positive += 2) {
+        for (int i = 0; i < 2; i++, x += 4, nonzero++, positive++) {
+            __m512i low_u8x64 = expand(weights, nonzero[0], positive[0]);
+            __m512i high_u8x64 = expand(weights, nonzero[2], positive[2]);
+            EACH_ROW(MULTIPLY)
+            EACH_ROW(STAY)
         }
     }
-#pragma GCC unroll 12
-    for (uint32_t r = 0; r < n_rows; r++) {
-        _mm512_store_si512(sums[r], low[r]);
-        _mm512_store_si512(sums[r] + 16, high[r]);
-    }
+    EACH_ROW(STORE)
 }
+#undef LOAD
+#undef MULTIPLY
+#undef STAY
+#undef STORE
+#undef EACH_ROW
 
 /* The same for any number of rows; those added to an odd one are zeros. */
 INLINE void add_rows(work *w, weight_kind weights, code_kind codes, const uint64_t *nonzero,
