@@ -6,6 +6,7 @@
 
 #include <immintrin.h>
 
+#include "../file.h"
 #include "canonical.h"
 #include "kernels.h"
 
@@ -29,6 +30,11 @@ INLINE __mmask64 first_bytes(uint32_t n)
     return n >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << n) - 1;
 }
 
+INLINE __m512 all(float x)
+{
+    return _mm512_set1_ps(x);
+}
+
 INLINE float fold(__m512 sum)
 {
     __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps(sum, 1));
@@ -37,7 +43,51 @@ INLINE float fold(__m512 sum)
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
+/* ---- GELU ---- */
+
+/* x 2^n, where the low bits of `shifted` hold n: added to the exponent, since the result is
+ * normal. */
+INLINE __m512 times_power_of_2(__m512 x, __m512 shifted)
+{
+    __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), n));
+}
+
+/* 21 operations on two ports for 16 values. */
+INLINE __m512 gelu(__m512 x)
+{
+    __m512 a = _mm512_abs_ps(x), b = _mm512_min_ps(a, all(BITM_GELU_END));
+    __m512 p = all(BITM_GELU_6);
+    p = _mm512_fmadd_ps(p, b, all(BITM_GELU_5));
+    p = _mm512_fmadd_ps(p, b, all(BITM_GELU_4));
+    p = _mm512_fmadd_ps(p, b, all(BITM_GELU_3));
+    p = _mm512_fmadd_ps(p, b, all(BITM_GELU_2));
+    p = _mm512_fmadd_ps(p, b, all(BITM_GELU_1));
+    p = _mm512_fmadd_ps(p, b, all(BITM_GELU_0));
+    __m512 exponent = _mm512_max_ps(_mm512_mul_ps(a, p), all(BITM_GELU_LEAST));
+    __m512 shifted = _mm512_add_ps(exponent, all(BITM_ROUND_MAGIC));
+    __m512 r = _mm512_sub_ps(exponent, _mm512_sub_ps(shifted, all(BITM_ROUND_MAGIC)));
+    __m512 q = all(BITM_HALF_EXP2_5);
+    q = _mm512_fmadd_ps(q, r, all(BITM_HALF_EXP2_4));
+    q = _mm512_fmadd_ps(q, r, all(BITM_HALF_EXP2_3));
+    q = _mm512_fmadd_ps(q, r, all(BITM_HALF_EXP2_2));
+    q = _mm512_fmadd_ps(q, r, all(BITM_HALF_EXP2_1));
+    q = _mm512_fmadd_ps(q, r, all(BITM_HALF_EXP2_0));
+    return _mm512_fnmadd_ps(a, times_power_of_2(q, shifted), _mm512_max_ps(x, all(0.0F)));
+}
+
 /* ---- The epilogue of a product: see bitm_gemm ---- */
+
+/* GELU in place, which nearly all models have; others by a call. */
+INLINE __m512 activated(uint32_t activation, __m512 x)
+{
+    if (activation == BITM_ACTIVATION_NONE) return x;
+    if (activation == BITM_ACTIVATION_GELU) return gelu(x);
+    float room[BITM_LANES];
+    _mm512_storeu_ps(room, x);
+    bitm_activate__avx512(activation, room, BITM_LANES);
+    return _mm512_loadu_ps(room);
+}
 
 /* What 16 outputs have in common for all tokens; lanes that are not stored are 0. */
 typedef struct epilogue {
@@ -70,7 +120,7 @@ INLINE void store_outputs(const bitm_gemm *gemm, const epilogue *e, size_t token
     if (gemm->row_base != NULL)
         value = _mm512_fmadd_ps(e->row_base, _mm512_set1_ps(gemm->token_base[token]), value);
     if (gemm->accumulate) value = _mm512_add_ps(_mm512_maskz_loadu_ps(e->lanes, y), value);
-    _mm512_mask_storeu_ps(y, e->lanes, value);
+    _mm512_mask_storeu_ps(y, e->lanes, activated(gemm->activation, value));
 }
 
 /* ---- Panels of bits, for products of bytes ----

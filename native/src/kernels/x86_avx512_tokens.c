@@ -1,22 +1,13 @@
 /* AVX-512 operations on one token: norms, activation functions, exponentials.
  *
- * The functions of canonical.h, operation by operation in 16 lanes; selections are masks.  What a
- * function need not do, because its argument cannot be there, is left out: GELU takes 38
- * operations on two ports for 16 values.
+ * The functions of canonical.h, operation by operation in 16 lanes; selections are masks.
  *
  *   vfmadd, vmulps, vaddps  2 a cycle on Intel servers, 1 on AMD before Zen 5
  *   vdivps, vsqrtps         one in 16 cycles and more: exact, as the canonical arithmetic wants
  */
 #include "x86_avx512.h"
 
-#include "../file.h"
-
 typedef __m512 function(__m512 x);
-
-INLINE __m512 all(float x)
-{
-    return _mm512_set1_ps(x);
-}
 
 /* magnitude, which is not negative, with the sign of x. */
 INLINE __m512 with_sign(__m512 magnitude, __m512 x)
@@ -29,20 +20,6 @@ INLINE __m512 with_sign(__m512 magnitude, __m512 x)
 
 /* ---- The functions ---- */
 
-/* e^r 2^n, where the low bits of `shifted` hold n.  2^n is added to the exponent's bits: the result
- * is normal. */
-INLINE __m512 scaled_exponential(__m512 r, __m512 shifted)
-{
-    __m512 p = all(BITM_EXP_4);
-    p = _mm512_fmadd_ps(p, r, all(BITM_EXP_3));
-    p = _mm512_fmadd_ps(p, r, all(BITM_EXP_2));
-    p = _mm512_fmadd_ps(p, r, all(BITM_EXP_1));
-    p = _mm512_fmadd_ps(p, r, all(BITM_EXP_0));
-    p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), all(1.0F));
-    __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), n));
-}
-
 /* exp(x) for x up to BITM_EXP_HIGHEST. */
 INLINE __m512 exponential_below(__m512 x)
 {
@@ -51,50 +28,19 @@ INLINE __m512 exponential_below(__m512 x)
     __m512 n = _mm512_sub_ps(shifted, all(BITM_ROUND_MAGIC));
     __m512 r = _mm512_fmadd_ps(n, all(-BITM_LN2_HIGH), clamped);
     r = _mm512_fmadd_ps(n, all(-BITM_LN2_LOW), r);
+    __m512 p = all(BITM_EXP_4);
+    p = _mm512_fmadd_ps(p, r, all(BITM_EXP_3));
+    p = _mm512_fmadd_ps(p, r, all(BITM_EXP_2));
+    p = _mm512_fmadd_ps(p, r, all(BITM_EXP_1));
+    p = _mm512_fmadd_ps(p, r, all(BITM_EXP_0));
+    p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), all(1.0F));
     __mmask16 stays = _mm512_cmp_ps_mask(x, all(BITM_EXP_LOWEST), _CMP_NLT_UQ);
-    return _mm512_maskz_mov_ps(stays, scaled_exponential(r, shifted));
+    return _mm512_maskz_mov_ps(stays, times_power_of_2(p, shifted));
 }
 
 INLINE __m512 exponential(__m512 x)
 {
     return exponential_below(_mm512_min_ps(all(BITM_EXP_HIGHEST), x));
-}
-
-/* exp(-x) for x from 0 to 87. */
-INLINE __m512 exponential_of_negative(__m512 x)
-{
-    __m512 shifted = _mm512_fnmadd_ps(x, all(BITM_LOG2_E), all(BITM_ROUND_MAGIC));
-    __m512 n = _mm512_sub_ps(shifted, all(BITM_ROUND_MAGIC));
-    __m512 r = _mm512_fnmsub_ps(n, all(BITM_LN2_HIGH), x);
-    r = _mm512_fmadd_ps(n, all(-BITM_LN2_LOW), r);
-    return scaled_exponential(r, shifted);
-}
-
-/* The exponent is at most 17.7, the value of its polynomial at 4. */
-INLINE __m512 error_function(__m512 x)
-{
-    __m512 a = _mm512_abs_ps(x), s = _mm512_mul_ps(a, a);
-    __m512 small = all(BITM_ERF_SMALL_6);
-    small = _mm512_fmadd_ps(small, s, all(BITM_ERF_SMALL_5));
-    small = _mm512_fmadd_ps(small, s, all(BITM_ERF_SMALL_4));
-    small = _mm512_fmadd_ps(small, s, all(BITM_ERF_SMALL_3));
-    small = _mm512_fmadd_ps(small, s, all(BITM_ERF_SMALL_2));
-    small = _mm512_fmadd_ps(small, s, all(BITM_ERF_SMALL_1));
-    small = _mm512_fmadd_ps(small, s, all(BITM_ERF_SMALL_0));
-    small = _mm512_fmadd_ps(small, a, a);
-
-    __m512 b = _mm512_min_ps(a, all(4.0F));
-    __m512 large = all(BITM_ERF_LARGE_7);
-    large = _mm512_fmadd_ps(large, b, all(BITM_ERF_LARGE_6));
-    large = _mm512_fmadd_ps(large, b, all(BITM_ERF_LARGE_5));
-    large = _mm512_fmadd_ps(large, b, all(BITM_ERF_LARGE_4));
-    large = _mm512_fmadd_ps(large, b, all(BITM_ERF_LARGE_3));
-    large = _mm512_fmadd_ps(large, b, all(BITM_ERF_LARGE_2));
-    large = _mm512_fmadd_ps(large, b, all(BITM_ERF_LARGE_1));
-    large = _mm512_fmadd_ps(large, b, all(BITM_ERF_LARGE_0));
-    __m512 power = exponential_of_negative(_mm512_mul_ps(large, b));
-    __mmask16 is_large = _mm512_cmp_ps_mask(a, all(1.0F), _CMP_NLT_UQ);
-    return with_sign(_mm512_mask_sub_ps(small, is_large, all(1.0F), power), x);
 }
 
 INLINE __m512 hyperbolic_tangent(__m512 x)
@@ -110,12 +56,6 @@ INLINE __m512 hyperbolic_tangent(__m512 x)
     __m512 quotient = _mm512_div_ps(all(2.0F), _mm512_add_ps(power, all(1.0F)));
     __mmask16 is_large = _mm512_cmp_ps_mask(a, all(0.625F), _CMP_NLT_UQ);
     return with_sign(_mm512_mask_sub_ps(small, is_large, all(1.0F), quotient), x);
-}
-
-INLINE __m512 gelu(__m512 x)
-{
-    __m512 erf = error_function(_mm512_mul_ps(x, all(BITM_SQRT_HALF)));
-    return _mm512_mul_ps(_mm512_mul_ps(all(0.5F), x), _mm512_add_ps(all(1.0F), erf));
 }
 
 INLINE __m512 gelu_tanh(__m512 x)
