@@ -98,7 +98,8 @@ void bitm_attention_layout(bitm_backend *backend, bitm_arena *arena)
     const bitm_file_config *config = network->config;
     bitm_attention_buffers *buffers = &backend->attention;
     uint64_t n_tokens = backend->max_tokens, n_threads = backend->pool.n_threads;
-    buffers->scores = bitm_arena_take(arena, n_threads, backend->max_length * sizeof(float));
+    buffers->n_scores = bitm_attention_room(backend->max_length, config->head_size);
+    buffers->scores = bitm_arena_take(arena, n_threads * buffers->n_scores, sizeof(float));
     bool plain = true;
     for (uint32_t n = 0; n < config->n_layers; n++)
         plain = plain && is_plain(network, &network->layers[n]);
@@ -153,7 +154,7 @@ static head open_head(const work *w, uint32_t task, uint32_t worker)
     h.first = w->spans->first[h.sequence];
     h.n_tokens = w->spans->first[h.sequence + 1] - h.first;
     h.place = (size_t)h.number * config->head_size;
-    h.scores = backend->attention.scores + (size_t)worker * backend->max_length;
+    h.scores = backend->attention.scores + worker * backend->attention.n_scores;
     return h;
 }
 

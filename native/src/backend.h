@@ -31,7 +31,8 @@ typedef struct bitm_input_buffers {
 
 /* Buffers for attention; all but the first are for attention with quantizers or further terms. */
 typedef struct bitm_attention_buffers {
-    float *scores;      /* [n_threads, max_length] */
+    float *scores; /* [n_threads, n_scores]: as bitm_attention has them, or one row of scores */
+    size_t n_scores;
     int16_t *codes[3];  /* query, key, value: [max_tokens, A] */
     float *step[3];     /* [max_tokens] */
     float *base[3];     /* [max_tokens] */

@@ -272,9 +272,8 @@ static size_t room(uint32_t n_tokens, size_t stride, uint32_t head_size)
     return (n_tokens - 1) * stride + head_size;
 }
 
-static bitm_attention new_attention(trial *t, uint32_t n_tokens, uint32_t head_size)
+static bitm_attention new_attention(trial *t, uint32_t n_tokens, uint32_t head_size, size_t stride)
 {
-    size_t stride = head_size + random_below(&t->random, 20);
     size_t n = room(n_tokens, stride, head_size);
     return (bitm_attention){.query = new_floats(t, n),
                             .key = new_floats(t, n),
@@ -324,7 +323,8 @@ void check_attention(trial *t, any_fn *kernel, any_fn *scalar)
     static const uint32_t head_sizes[] = {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128};
     for (size_t i = 0; i < sizeof head_sizes / sizeof head_sizes[0]; i++) {
         uint32_t n_tokens = 1 + random_below(&t->random, i % 4 == 0 ? 257 : 40);
-        bitm_attention a = new_attention(t, n_tokens, head_sizes[i]);
+        bitm_attention a =
+            new_attention(t, n_tokens, head_sizes[i], head_sizes[i] + random_below(&t->random, 20));
         uint32_t first = random_below(&t->random, n_tokens);
         uint32_t n = 1 + random_below(&t->random, n_tokens - first);
         if (n > 20) n = 20;
@@ -335,7 +335,7 @@ void check_attention(trial *t, any_fn *kernel, any_fn *scalar)
         float *before = new_randoms(t, n_context);
         float *found = new_copy(t, before, n_context * sizeof *found);
         float *expected = new_copy(t, before, n_context * sizeof *expected);
-        a.scores = new_randoms(t, n_tokens);
+        a.scores = new_randoms(t, bitm_attention_room(n_tokens, a.head_size));
         a.context = expected;
         ((bitm_attention_fn *)scalar)(&a, first, n);
         a.context = found;
@@ -367,12 +367,13 @@ static void call_attention(void *context)
 /* One head of BERT-base on a text of 128 tokens. */
 speed measure_attention(trial *t, any_fn *kernel)
 {
-    enum { N_TOKENS = 128, HEAD_SIZE = 64 };
-    attention_call call = {.attention = new_attention(t, N_TOKENS, HEAD_SIZE),
+    enum { N_TOKENS = 128, HEAD_SIZE = 64, N_HEADS = 12 };
+    attention_call call = {.attention =
+                               new_attention(t, N_TOKENS, HEAD_SIZE, (size_t)N_HEADS * HEAD_SIZE),
                            .kernel = (bitm_attention_fn *)kernel};
     call.attention.context =
         new_floats(t, room(N_TOKENS, call.attention.context_stride, HEAD_SIZE));
-    call.attention.scores = new_floats(t, N_TOKENS);
+    call.attention.scores = new_floats(t, bitm_attention_room(N_TOKENS, HEAD_SIZE));
     speed found = {2.0 * N_TOKENS * N_TOKENS * HEAD_SIZE, "MAC", time_calls(call_attention, &call)};
     guard_release(&t->arrays);
     return found;

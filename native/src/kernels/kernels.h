@@ -160,8 +160,17 @@ typedef struct bitm_attention {
     uint32_t n_tokens;
     uint32_t head_size;
     float score_scale;
-    float *scores; /* room for n_tokens floats */
+    float *scores; /* bitm_attention_room floats, for scores and whatever else a kernel keeps */
 } bitm_attention;
+
+enum { BITM_ATTENTION_QUERIES = 12 }; /* whose scores a kernel may keep at a time */
+
+/* Room for scores of some queries, and for a copy of keys and of values, each for the
+ * tokens rounded up to a multiple of 16. */
+static inline size_t bitm_attention_room(size_t n_tokens, size_t head_size)
+{
+    return (n_tokens + 15) / 16 * 16 * (BITM_ATTENTION_QUERIES + 2 * head_size);
+}
 
 /* Computes the context of tokens [token, token + n_tokens). */
 typedef void bitm_attention_fn(const bitm_attention *attention, uint32_t token, uint32_t n_tokens);

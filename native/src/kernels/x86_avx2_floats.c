@@ -1,4 +1,4 @@
-/* AVX2 products of floats, and attention.
+/* AVX2 products of floats.
  *
  * The 16 canonical lanes of a dot are two vectors.  Each step multiplies 16 inputs of a few tokens
  * by those of a few outputs, so that a loaded vector serves several sums; weights of other types
@@ -17,13 +17,9 @@
 enum {
     TILE_TOKENS = 3, /* with TILE_OUTPUTS: 12 of the 16 registers are sums */
     TILE_OUTPUTS = 2,
-    TOKEN_OUTPUTS = 4,   /* for one token alone */
-    QUERIES = 2,         /* of attention, at work together */
-    KEYS = 2,            /* for each of them */
-    CONTEXT_VECTORS = 4, /* of the components of a context */
-    MAX_PAIRED = 1024,   /* tokens of a sequence whose queries are taken in pairs */
-    BLOCK_TOKENS = 48,   /* tokens that one conversion of weights serves */
-    STRETCH = 1024,      /* weights of a row converted at a time; a multiple of 64 */
+    TOKEN_OUTPUTS = 4, /* for one token alone */
+    BLOCK_TOKENS = 48, /* tokens that one conversion of weights serves */
+    STRETCH = 1024,    /* weights of a row converted at a time; a multiple of 64 */
 };
 
 /* An operand that several sums use: left alone, gcc loads it again for each. */
@@ -275,103 +271,4 @@ void bitm_gemm_f32__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_token
                          uint32_t n_outputs)
 {
     multiply(gemm, WEIGHTS_F32, token, n_tokens, output, n_outputs);
-}
-
-/* ---- Attention ---- */
-
-/* The folds of four sums, each as fold() does it. */
-INLINE __m128 fold_four(const lanes sums[4])
-{
-    __m256 eight[4];
-    for (int k = 0; k < 4; k++)
-        eight[k] = _mm256_add_ps(sums[k].low, sums[k].high);
-    /* four of 0 | four of 2, four of 1 | four of 3 */
-    __m256 even = _mm256_add_ps(_mm256_permute2f128_ps(eight[0], eight[2], 0x20),
-                                _mm256_permute2f128_ps(eight[0], eight[2], 0x31));
-    __m256 odd = _mm256_add_ps(_mm256_permute2f128_ps(eight[1], eight[3], 0x20),
-                               _mm256_permute2f128_ps(eight[1], eight[3], 0x31));
-    /* two of 0, two of 1 | two of 2, two of 3 */
-    __m256 low = _mm256_shuffle_ps(even, odd, _MM_SHUFFLE(1, 0, 1, 0));
-    __m256 high = _mm256_shuffle_ps(even, odd, _MM_SHUFFLE(3, 2, 3, 2));
-    __m256 two = _mm256_add_ps(low, high);
-    return _mm_hadd_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1));
-}
-
-/* scores [n_queries][n_tokens], max_tokens apart; at most 2 queries, next to each other. */
-INLINE void find_scores(const bitm_attention *attention, const float *query,
-                        const uint32_t n_queries, float *scores, size_t max_tokens)
-{
-    uint32_t n_keys = attention->n_tokens, n = attention->head_size, j = 0;
-    size_t stride = attention->stride;
-    const float *key = attention->key;
-    const __m128 factor = _mm_set1_ps(attention->score_scale);
-    for (; j + KEYS <= n_keys; j += KEYS, key += KEYS * stride) {
-        lanes sums[QUERIES * KEYS];
-        for (uint32_t k = 0; k < QUERIES * KEYS; k++)
-            sums[k].low = sums[k].high = _mm256_setzero_ps();
-        add_dots(query, stride, n_queries, key, stride, KEYS, n, sums);
-        __m128 four = _mm_mul_ps(factor, fold_four(sums));
-        _mm_storel_pi((__m64 *)(scores + j), four);
-        if (n_queries > 1) _mm_storeh_pi((__m64 *)(scores + max_tokens + j), four);
-    }
-    for (uint32_t q = 0; q < n_queries && j < n_keys; q++) {
-        lanes sum = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-        add_dots(query + q * stride, stride, 1, key, stride, 1, n, &sum);
-        scores[q * max_tokens + j] = attention->score_scale * fold(sum);
-    }
-}
-
-/* Components [d, d + n) of the contexts, n_vectors of 8, times the factor of each query. */
-INLINE void find_components(const bitm_attention *attention, const float *scores, size_t max_tokens,
-                            const uint32_t n_queries, const float factor[], uint32_t d, uint32_t n,
-                            const uint32_t n_vectors, float *context)
-{
-    const float *value = attention->value + d;
-    __m256 sums[QUERIES][CONTEXT_VECTORS];
-    for (uint32_t q = 0; q < n_queries; q++)
-        for (uint32_t k = 0; k < n_vectors; k++)
-            sums[q][k] = _mm256_setzero_ps();
-    for (uint32_t j = 0; j < attention->n_tokens; j++, value += attention->stride) {
-        __m256 score[QUERIES];
-        for (uint32_t q = 0; q < n_queries; q++)
-            score[q] = _mm256_broadcast_ss(scores + q * max_tokens + j);
-        for (uint32_t k = 0; k < n_vectors; k++) {
-            __m256 v = in_register(load_floats(value + 8 * k, n - 8 * k));
-            for (uint32_t q = 0; q < n_queries; q++)
-                sums[q][k] = _mm256_fmadd_ps(score[q], v, sums[q][k]);
-        }
-    }
-    for (uint32_t q = 0; q < n_queries; q++)
-        for (uint32_t k = 0; k < n_vectors; k++)
-            store_floats(context + q * attention->context_stride + d + 8 * k, n - 8 * k,
-                         _mm256_mul_ps(sums[q][k], _mm256_set1_ps(factor[q])));
-}
-
-/* The context of queries [i, i + n_queries). */
-INLINE void attend(const bitm_attention *attention, size_t i, const uint32_t n_queries,
-                   float *scores, size_t max_tokens)
-{
-    enum { COMPONENTS = 8 * CONTEXT_VECTORS };
-    uint32_t n = attention->head_size, d = 0;
-    float factor[QUERIES], *context = attention->context + i * attention->context_stride;
-    find_scores(attention, attention->query + i * attention->stride, n_queries, scores, max_tokens);
-    for (uint32_t q = 0; q < n_queries; q++)
-        factor[q] = 1.0F / bitm_exp_sum__avx2(scores + q * max_tokens, attention->n_tokens);
-    for (; d + COMPONENTS <= n; d += COMPONENTS)
-        find_components(attention, scores, max_tokens, n_queries, factor, d, COMPONENTS,
-                        CONTEXT_VECTORS, context);
-    for (; d < n; d += 8)
-        find_components(attention, scores, max_tokens, n_queries, factor, d, n - d, 1, context);
-}
-
-/* Two queries at a time share the loads of keys and values, where the scores of the second fit on
- * the stack. */
-void bitm_attention__avx2(const bitm_attention *attention, uint32_t token, uint32_t n_tokens)
-{
-    float scores[QUERIES * MAX_PAIRED];
-    size_t i = token, end = (size_t)token + n_tokens;
-    for (; attention->n_tokens <= MAX_PAIRED && i + QUERIES <= end; i += QUERIES)
-        attend(attention, i, QUERIES, scores, MAX_PAIRED);
-    for (; i < end; i++)
-        attend(attention, i, 1, attention->scores, 0);
 }
