@@ -66,22 +66,46 @@ INLINE float fold(lanes sum)
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-/* The epilogue of a product for the first n of 8 outputs: see bitm_gemm. */
-INLINE void store_outputs(const bitm_gemm *gemm, size_t token, size_t output, uint32_t n,
-                          __m256 dot)
+/* The epilogue of a product (see bitm_gemm) for a row of outputs.  A copy of what the struct says:
+ * stores of outputs could change that for all that the compiler knows. */
+typedef struct epilogue {
+    const float *row_scale, *bias, *row_offset, *row_base; /* of the row's first output */
+    float *y;
+    float step, token_sum, token_base;
+    bool accumulate;
+} epilogue;
+
+INLINE epilogue open_epilogue(const bitm_gemm *gemm, size_t token, size_t output)
 {
-    float *y = gemm->outputs + token * gemm->output_stride + output;
-    __m256 step = _mm256_set1_ps(gemm->token_step[token]);
-    __m256 scale = _mm256_mul_ps(load_floats(gemm->row_scale + output, n), step);
-    __m256 value = _mm256_fmadd_ps(dot, scale, load_floats(gemm->bias + output, n));
-    if (gemm->row_offset != NULL)
-        value = _mm256_fmadd_ps(load_floats(gemm->row_offset + output, n),
-                                _mm256_set1_ps(gemm->token_sum[token]), value);
-    if (gemm->row_base != NULL)
-        value = _mm256_fmadd_ps(load_floats(gemm->row_base + output, n),
-                                _mm256_set1_ps(gemm->token_base[token]), value);
-    if (gemm->accumulate) value = _mm256_add_ps(load_floats(y, n), value);
-    store_floats(y, n, value);
+    epilogue e = {.row_scale = gemm->row_scale + output,
+                  .bias = gemm->bias + output,
+                  .y = gemm->outputs + token * gemm->output_stride + output,
+                  .step = gemm->token_step[token],
+                  .accumulate = gemm->accumulate};
+    if (gemm->row_offset != NULL) {
+        e.row_offset = gemm->row_offset + output;
+        e.token_sum = gemm->token_sum[token];
+    }
+    if (gemm->row_base != NULL) {
+        e.row_base = gemm->row_base + output;
+        e.token_base = gemm->token_base[token];
+    }
+    return e;
+}
+
+/* The first n of 8 outputs from place i of the row on. */
+INLINE void store_outputs(const epilogue *e, uint32_t i, const uint32_t n, __m256 dot)
+{
+    __m256 scale = _mm256_mul_ps(load_floats(e->row_scale + i, n), _mm256_set1_ps(e->step));
+    __m256 value = _mm256_fmadd_ps(dot, scale, load_floats(e->bias + i, n));
+    if (e->row_offset != NULL)
+        value =
+            _mm256_fmadd_ps(load_floats(e->row_offset + i, n), _mm256_set1_ps(e->token_sum), value);
+    if (e->row_base != NULL)
+        value =
+            _mm256_fmadd_ps(load_floats(e->row_base + i, n), _mm256_set1_ps(e->token_base), value);
+    if (e->accumulate) value = _mm256_add_ps(load_floats(e->y + i, n), value);
+    store_floats(e->y + i, n, value);
 }
 
 /* A float in a register: emulators (qemu 7.2) read beyond one that is the memory operand of a fused

@@ -27,7 +27,7 @@ enum {
     STRETCH = 768, /* inputs that have tables at a time: 24 KiB, in the first cache */
     STRETCH_WORDS = STRETCH / 64,
     STRETCH_BYTES = STRETCH / 8,
-    BLOCK = 1024,  /* outputs that one making of tables serves */
+    BLOCK = 1024,  /* outputs whose dots are at work */
     WIDE_ROWS = 4, /* rows of codes at work together, limited by registers */
     NARROW_ROWS = 8,
     WIDE_BYTES = 4, /* byte columns that two tables can add up in bytes: 8 groups * 31 */
@@ -265,13 +265,13 @@ INLINE void look_up_narrow(const uint8_t *table, const uint8_t *panel, uint32_t 
 
 /* ---- From sums to dots ---- */
 
-/* Adds factor * (32 sums in 32 bits) to dots [PANEL]. */
-INLINE void add_dots(const __m256i sums_i32x8[4], int32_t factor, int32_t *dots)
+/* Adds 32 sums, each of two of 16 bits and weights [2] of theirs, to dots [PANEL]. */
+INLINE void add_dots(const __m256i pairs_i16x16[4], __m256i weights_i16x16, int32_t *dots)
 {
     for (int i = 0; i < 4; i++) {
         __m256i *place = (__m256i *)(dots + i * 8);
-        __m256i product = _mm256_mullo_epi32(sums_i32x8[i], _mm256_set1_epi32(factor));
-        _mm256_store_si256(place, _mm256_add_epi32(_mm256_load_si256(place), product));
+        __m256i sums_i32x8 = _mm256_madd_epi16(pairs_i16x16[i], weights_i16x16);
+        _mm256_store_si256(place, _mm256_add_epi32(_mm256_load_si256(place), sums_i32x8));
     }
 }
 
@@ -280,26 +280,25 @@ INLINE __m256i even_places(__m256i all_u16x16, __m256i odd_u16x16)
     return _mm256_sub_epi16(all_u16x16, _mm256_slli_epi16(odd_u16x16, 8));
 }
 
+/* Adds factor * sums to dots; sums of a stretch stay below 2^15, a factor below 2^10. */
 INLINE void add_wide(const wide_sums *s, int32_t factor, int32_t *dots)
 {
-    const __m256i weights = _mm256_set1_epi32(1 | 1 << (16 + WIDE_SHIFT)); /* of low and high */
+    const __m256i weights = _mm256_set1_epi32(factor * (1 << (WIDE_SHIFT + 16)) + (factor & 65535));
     __m256i low = even_places(s->low, s->low_odd), high = even_places(s->high, s->high_odd);
-    const __m256i sums_i32x8[4] = {
-        _mm256_madd_epi16(_mm256_unpacklo_epi16(low, high), weights),
-        _mm256_madd_epi16(_mm256_unpackhi_epi16(low, high), weights),
-        _mm256_madd_epi16(_mm256_unpacklo_epi16(s->low_odd, s->high_odd), weights),
-        _mm256_madd_epi16(_mm256_unpackhi_epi16(s->low_odd, s->high_odd), weights)};
-    add_dots(sums_i32x8, factor, dots);
+    const __m256i pairs[4] = {_mm256_unpacklo_epi16(low, high), _mm256_unpackhi_epi16(low, high),
+                              _mm256_unpacklo_epi16(s->low_odd, s->high_odd),
+                              _mm256_unpackhi_epi16(s->low_odd, s->high_odd)};
+    add_dots(pairs, weights, dots);
 }
 
 INLINE void add_narrow(const narrow_sums *s, int32_t factor, int32_t *dots)
 {
     const __m256i zero = _mm256_setzero_si256();
     __m256i even = even_places(s->all, s->odd);
-    const __m256i sums_i32x8[4] = {
-        _mm256_unpacklo_epi16(even, zero), _mm256_unpackhi_epi16(even, zero),
-        _mm256_unpacklo_epi16(s->odd, zero), _mm256_unpackhi_epi16(s->odd, zero)};
-    add_dots(sums_i32x8, factor, dots);
+    const __m256i pairs[4] = {_mm256_unpacklo_epi16(even, zero), _mm256_unpackhi_epi16(even, zero),
+                              _mm256_unpacklo_epi16(s->odd, zero),
+                              _mm256_unpackhi_epi16(s->odd, zero)};
+    add_dots(pairs, _mm256_set1_epi32(factor & 65535), dots);
 }
 
 /* ---- The product ---- */
@@ -493,6 +492,12 @@ static void add_plane(work *w, uint32_t plane, uint32_t output, size_t word, uin
     add_panel(w, panel, n_words * 8, factor, place);
 }
 
+INLINE __m256 dots_as_floats(const int32_t *dots, uint32_t excess)
+{
+    __m256i dots_i32x8 = _mm256_loadu_si256((const __m256i *)dots);
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(dots_i32x8, _mm256_set1_epi32((int)excess)));
+}
+
 /* Outputs [output, end) of the tile's token t from dots that start with output `begin`. */
 static void store_block(const work *w, uint32_t t, uint32_t output, uint32_t end, uint32_t begin)
 {
@@ -501,26 +506,28 @@ static void store_block(const work *w, uint32_t t, uint32_t output, uint32_t end
     uint32_t excess = (uint32_t)w->n_words * 16 * (uint32_t)w->offset * (w->ternary ? 1 : 2);
     if (!w->ternary)
         excess += (uint32_t)(w->kind == CODES_PLANES ? w->gemm->code_sum[token] : w->code_sum[t]);
-    __m256i excess_i32x8 = _mm256_set1_epi32((int)excess);
-    for (uint32_t o = output; o < end; o += 8) {
-        __m256i dot = _mm256_loadu_si256((const __m256i *)(w->dots[t] + (o - begin)));
-        store_outputs(w->gemm, token, o, end - o,
-                      _mm256_cvtepi32_ps(_mm256_sub_epi32(dot, excess_i32x8)));
-    }
+    const int32_t *dots = w->dots[t] + (output - begin);
+    epilogue e = open_epilogue(w->gemm, token, output);
+    uint32_t n = end - output, i = 0;
+    for (; i + 8 <= n; i += 8)
+        store_outputs(&e, i, 8, dots_as_floats(dots + i, excess));
+    if (i < n) store_outputs(&e, i, n - i, dots_as_floats(dots + i, excess));
     activate_block(w->gemm, token, 1, output, end - output);
 }
 
-/* Outputs [output, output + n_outputs) of the tile, at most BLOCK from a panel's first. */
-static void multiply_block(work *w, uint32_t output, uint32_t n_outputs)
+/* Outputs [output, output + n_outputs) of the tile, at most BLOCK from a panel's first.  Tables of
+ * all inputs, where they fit, are made for the first block and stay for the others. */
+static void multiply_block(work *w, uint32_t output, uint32_t n_outputs, bool is_first)
 {
     uint32_t begin = output / PANEL * PANEL, end = output + n_outputs;
     uint32_t n_panels = (end - begin + PANEL - 1) / PANEL;
     for (uint32_t t = 0; t < w->n_tokens; t++)
         memset(w->dots[t], 0, n_panels * PANEL * sizeof(int32_t));
-    memset(w->code_sum, 0, sizeof w->code_sum);
+    bool has_tables = w->n_words <= STRETCH_WORDS && !is_first;
+    if (!has_tables) memset(w->code_sum, 0, sizeof w->code_sum);
     for (size_t word = 0; word < w->n_words; word += STRETCH_WORDS) {
         uint32_t n_words = smaller(STRETCH_WORDS, (uint32_t)(w->n_words - word));
-        make_tables(w, word, n_words);
+        if (!has_tables) make_tables(w, word, n_words);
         for (uint32_t panel = 0; panel < n_panels; panel++) {
             uint32_t place = panel * PANEL;
             if (w->ternary) add_plane(w, 0, begin + place, word, n_words, -1, place);
@@ -586,7 +593,7 @@ static bool multiply(const bitm_gemm *gemm, code_kind kind, bool ternary, uint32
         w.n_rows = w.n_tokens * rows_per_token;
         for (uint32_t o = output, end; o < output + n_outputs; o = end) {
             end = smaller(o / PANEL * PANEL + BLOCK, output + n_outputs);
-            multiply_block(&w, o, end - o);
+            multiply_block(&w, o, end - o, o == output);
         }
     }
     return true;
