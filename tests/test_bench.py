@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,15 @@ def test_a_made_model_with_another_head(tmp_path: Path) -> None:
     make_model(tmp_path / "m.bitm", "--size", "tiny", "--head", "classifier")
     with Model(tmp_path / "m.bitm") as model:
         assert {p["label"] for p in model.classify(TEXT)} <= {"LABEL_0", "LABEL_1"}
+
+
+@pytest.mark.slow
+def test_memory_of_bert_base(bitm_tool: Path, tmp_path: Path) -> None:
+    """A batch of 1 x 128 takes at most 24 MB beside the file."""
+    make_model(tmp_path / "m.bitm", "--size", "base")
+    options = ("--tool", str(bitm_tool), "--runs", "1", "--output", str(tmp_path / "results.json"))
+    command = [sys.executable, str(ROOT / "bench/cold_start.py"), str(tmp_path / "m.bitm")]
+    subprocess.run([*command, *options], check=True, capture_output=True)
+    results = json.loads((tmp_path / "results.json").read_text())
+    peak_bytes = {run["what"]: run["peak_bytes"] for run in results["runs"]}
+    assert peak_bytes["C tool, 1 x 128 tokens"] <= results["file_bytes"] + 24e6

@@ -89,6 +89,8 @@ static bitm_status pack_weights(bitm_model *model, bitm_error *err)
     if (measure.n_used == 0) return BITM_OK;
     BITM_TRY(bitm_allocate_arena(&model->allocator, measure.n_used, &arena,
                                  &model->packed_allocation, err));
+    if (model->allocator.allocate == bitm_os_allocate)
+        bitm_os_expect_use(model->packed_allocation, measure.n_used);
     bitm_backend_pack(&model->network, &model->kernels, &arena);
     return BITM_OK;
 }

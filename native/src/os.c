@@ -23,6 +23,12 @@ void bitm_os_release(void *context, void *memory)
 #define WIN32_LEAN_AND_MEAN
 #include <windows.h>
 
+void bitm_os_expect_use(void *memory, size_t n_bytes)
+{
+    (void)memory;
+    (void)n_bytes;
+}
+
 _Static_assert(sizeof(SRWLOCK) <= sizeof(bitm_mutex), "storage");
 _Static_assert(sizeof(CONDITION_VARIABLE) <= sizeof(bitm_condition), "storage");
 _Static_assert(sizeof(HANDLE) <= sizeof(((bitm_thread *)0)->storage), "storage");
@@ -159,6 +165,21 @@ void bitm_os_condition_broadcast(bitm_condition *condition)
 #include <stdio.h>
 #include <sys/syscall.h>
 #endif
+
+/* Linux has huge pages for those who ask: 6 page faults for BERT-base's weights in place of 2,600.
+ */
+void bitm_os_expect_use(void *memory, size_t n_bytes)
+{
+#if defined(MADV_HUGEPAGE)
+    size_t mask = (size_t)sysconf(_SC_PAGESIZE) - 1;
+    size_t skipped = -(uintptr_t)memory & mask;
+    if (n_bytes > skipped)
+        (void)madvise((uint8_t *)memory + skipped, (n_bytes - skipped) & ~mask, MADV_HUGEPAGE);
+#else
+    (void)memory;
+    (void)n_bytes;
+#endif
+}
 
 /* Worker threads need little, but musl's default of 128 KiB leaves none to spare. */
 enum { STACK_BYTES = 1 << 19 };

@@ -10,6 +10,10 @@
 void *bitm_os_allocate(void *context, size_t n_bytes);
 void bitm_os_release(void *context, void *memory);
 
+/* Says of memory from bitm_os_allocate that all of it is about to be used: the system may hand it
+ * over in larger pieces.  A hint alone. */
+void bitm_os_expect_use(void *memory, size_t n_bytes);
+
 /* A whole file, mapped read-only. An empty file maps to a valid pointer and 0 bytes. */
 typedef struct bitm_mapping {
     const void *bytes;
