@@ -99,11 +99,22 @@ typedef struct product {
     bitm_gemm_fn *run;
     uint32_t n_tokens, task_tokens;
     uint32_t n_outputs, task_outputs;
+    uint32_t n_tasks;
 } product;
+
+enum { MAX_PRODUCTS = 4 };
+
+/* Products of the same inputs, whose tasks are shared out together. */
+typedef struct product_list {
+    product each[MAX_PRODUCTS];
+    uint32_t n;
+} product_list;
 
 static void product_task(void *context, uint32_t task, uint32_t worker)
 {
-    const product *p = context;
+    const product *p = ((const product_list *)context)->each;
+    for (; task >= p->n_tasks; p++)
+        task -= p->n_tasks;
     uint32_t n_across = n_blocks(p->n_outputs, p->task_outputs);
     uint32_t token = task / n_across * p->task_tokens, output = task % n_across * p->task_outputs;
     (void)worker;
@@ -113,10 +124,10 @@ static void product_task(void *context, uint32_t task, uint32_t worker)
 
 /* Shares out outputs where weights are what the kernel prepares; otherwise tokens, and outputs only
  * where there are too few of them for all threads. */
-static void run_product(bitm_pool *pool, const bitm_packing *packing, product *p)
+static void cut_product(uint32_t n_threads, const bitm_packing *packing, product *p)
 {
     uint32_t block = packing != NULL ? packing->token_block : 0;
-    uint32_t n_wanted = pool->n_threads > 1 ? pool->n_threads * TASKS_A_THREAD : 1;
+    uint32_t n_wanted = n_threads > 1 ? n_threads * TASKS_A_THREAD : 1;
     p->task_tokens = p->n_tokens;
     p->task_outputs = TASK_OUTPUTS;
     if (block > 0) {
@@ -124,9 +135,16 @@ static void run_product(bitm_pool *pool, const bitm_packing *packing, product *p
         n_wanted = n_blocks(n_wanted, n_blocks(p->n_tokens, p->task_tokens));
         p->task_outputs = n_blocks(n_blocks(p->n_outputs, n_wanted), TASK_OUTPUTS) * TASK_OUTPUTS;
     }
-    uint32_t n_tasks =
-        n_blocks(p->n_tokens, p->task_tokens) * n_blocks(p->n_outputs, p->task_outputs);
-    bitm_pool_run(pool, n_tasks, product_task, p);
+    p->n_tasks = n_blocks(p->n_tokens, p->task_tokens) * n_blocks(p->n_outputs, p->task_outputs);
+}
+
+static void run_products(bitm_pool *pool, product_list *products)
+{
+    uint32_t n_tasks = 0;
+    for (uint32_t i = 0; i < products->n; i++)
+        n_tasks += products->each[i].n_tasks;
+    bitm_pool_run(pool, n_tasks, product_task, products);
+    products->n = 0;
 }
 
 /* The op of a branch's product, by the dtype of its weights and the form of its inputs. */
@@ -241,45 +259,61 @@ void bitm_backend_pack(bitm_network *network, const bitm_kernel_table *kernels, 
             pack_branch(&linear->branches[k], linear, kernels, arena);
 }
 
+static void add_product(const bitm_backend *backend, const bitm_linear *linear, uint32_t k,
+                        uint32_t activation, const bitm_inputs *inputs, uint32_t n_tokens,
+                        float *outputs, product_list *products)
+{
+    const bitm_branch *branch = &linear->branches[k];
+    bitm_op op = product_op(branch->weight.tensor->dtype, inputs->form);
+    product *p = &products->each[products->n++];
+    bool is_last = k + 1 == linear->n_branches;
+    *p = (product){.gemm = {.weights = branch->weight.data,
+                            .packed = branch->packed[inputs->form],
+                            .n_rows = linear->rows,
+                            .n_inputs = linear->columns,
+                            .row_scale = branch->row_scale,
+                            .row_offset = branch->row_offset,
+                            .row_base = branch->row_base,
+                            .bias = branch->bias,
+                            .inputs = inputs->data,
+                            .n_planes = inputs->n_planes,
+                            .plane_weights = inputs->plane_weights,
+                            .code_sum = inputs->code_sum,
+                            .token_step = inputs->token_step,
+                            .token_sum = inputs->token_sum,
+                            .token_base = inputs->token_base,
+                            .outputs = outputs,
+                            .output_stride = linear->rows,
+                            .accumulate = k > 0,
+                            .activation = is_last ? activation : BITM_ACTIVATION_NONE},
+                   .run = product_kernel(backend->kernels, op),
+                   .n_tokens = n_tokens,
+                   .n_outputs = linear->rows};
+    cut_product(backend->pool.n_threads, backend->kernels->packing[op], p);
+}
+
+/* Products wait for each other where the second changes inputs or adds to outputs of the first. */
 static void run_linears(bitm_backend *backend, uint32_t n_linears,
                         const bitm_linear *const linears[], uint32_t activation, const float *x,
                         uint32_t n_tokens, const bitm_spans *spans, float *const outputs[])
 {
     bitm_inputs inputs = {0};
     const bitm_branch *last = NULL;
+    product_list waiting = {.n = 0};
     for (uint32_t i = 0; i < n_linears; i++) {
         const bitm_linear *linear = linears[i];
         for (uint32_t k = 0; k < linear->n_branches; k++) {
             const bitm_branch *branch = &linear->branches[k];
-            bitm_inputs_make(backend, branch, last, x, n_tokens, linear->columns, spans, &inputs);
+            bool serve = bitm_inputs_serve(backend, &inputs, last, branch);
+            if (!serve || k > 0 || waiting.n == MAX_PRODUCTS)
+                run_products(&backend->pool, &waiting);
+            if (!serve)
+                bitm_inputs_make(backend, branch, x, n_tokens, linear->columns, spans, &inputs);
             last = branch;
-            bitm_op op = product_op(branch->weight.tensor->dtype, inputs.form);
-            product p = {.gemm = {.weights = branch->weight.data,
-                                  .packed = branch->packed[inputs.form],
-                                  .n_rows = linear->rows,
-                                  .n_inputs = linear->columns,
-                                  .row_scale = branch->row_scale,
-                                  .row_offset = branch->row_offset,
-                                  .row_base = branch->row_base,
-                                  .bias = branch->bias,
-                                  .inputs = inputs.data,
-                                  .n_planes = inputs.n_planes,
-                                  .plane_weights = inputs.plane_weights,
-                                  .code_sum = inputs.code_sum,
-                                  .token_step = inputs.token_step,
-                                  .token_sum = inputs.token_sum,
-                                  .token_base = inputs.token_base,
-                                  .outputs = outputs[i],
-                                  .output_stride = linear->rows,
-                                  .accumulate = k > 0,
-                                  .activation = k + 1 == linear->n_branches ? activation
-                                                                            : BITM_ACTIVATION_NONE},
-                         .run = product_kernel(backend->kernels, op),
-                         .n_tokens = n_tokens,
-                         .n_outputs = linear->rows};
-            run_product(&backend->pool, backend->kernels->packing[op], &p);
+            add_product(backend, linear, k, activation, &inputs, n_tokens, outputs[i], &waiting);
         }
     }
+    run_products(&backend->pool, &waiting);
 }
 
 void bitm_backend_linears(bitm_backend *backend, uint32_t n_linears,

@@ -309,13 +309,18 @@ static bool is_same(const bitm_branch *a, const bitm_branch *b)
            (a->row_offset != NULL) == (b->row_offset != NULL);
 }
 
-void bitm_inputs_make(bitm_backend *backend, const bitm_branch *branch, const bitm_branch *last,
-                      const float *x, uint32_t n_tokens, uint32_t n, const bitm_spans *spans,
-                      bitm_inputs *inputs)
+bool bitm_inputs_serve(const bitm_backend *backend, const bitm_inputs *inputs,
+                       const bitm_branch *last, const bitm_branch *branch)
+{
+    return last != NULL && inputs->form == bitm_inputs_form(backend->activations, branch) &&
+           is_same(last, branch);
+}
+
+void bitm_inputs_make(bitm_backend *backend, const bitm_branch *branch, const float *x,
+                      uint32_t n_tokens, uint32_t n, const bitm_spans *spans, bitm_inputs *inputs)
 {
     bitm_input_buffers *b = &backend->inputs;
     bitm_input_form form = bitm_inputs_form(backend->activations, branch);
-    if (last != NULL && inputs->form == form && is_same(last, branch)) return;
     const bitm_file_quantizer *quantizer = branch->quantizer;
     work w = {.backend = backend,
               .branch = branch,

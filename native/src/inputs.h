@@ -32,10 +32,13 @@ void bitm_quantize_tokens(bitm_backend *backend, const bitm_file_quantizer *quan
                           const float *x, uint32_t n_tokens, uint32_t n, const bitm_spans *spans,
                           int16_t *codes, float *step, float *base);
 
-/* Makes the inputs x [n_tokens, n] of a branch, unless *inputs has been made of the same x in the
- * same way (`last`: the branch that it was made for, NULL at first). */
-void bitm_inputs_make(bitm_backend *backend, const bitm_branch *branch, const bitm_branch *last,
-                      const float *x, uint32_t n_tokens, uint32_t n, const bitm_spans *spans,
-                      bitm_inputs *inputs);
+/* Whether inputs made for the branch `last` (NULL: none are made) are those of another branch of
+ * the same x. */
+bool bitm_inputs_serve(const bitm_backend *backend, const bitm_inputs *inputs,
+                       const bitm_branch *last, const bitm_branch *branch);
+
+/* Makes the inputs x [n_tokens, n] of a branch.  Others that were made are no more. */
+void bitm_inputs_make(bitm_backend *backend, const bitm_branch *branch, const float *x,
+                      uint32_t n_tokens, uint32_t n, const bitm_spans *spans, bitm_inputs *inputs);
 
 #endif

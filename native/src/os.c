@@ -18,6 +18,15 @@ void bitm_os_release(void *context, void *memory)
     free(memory);
 }
 
+void bitm_os_pause(void)
+{
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
+    __builtin_ia32_pause();
+#elif defined(__GNUC__) && (defined(__aarch64__) || __ARM_ARCH >= 7)
+    __asm__ volatile("yield");
+#endif
+}
+
 #if defined(_WIN32)
 
 #define WIN32_LEAN_AND_MEAN

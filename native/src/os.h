@@ -33,6 +33,9 @@ bool bitm_os_allow_tiles(void);
 /* Changes after a fork. */
 uint64_t bitm_os_process_id(void);
 
+/* Tells the processor that a thread looks at memory again and again. */
+void bitm_os_pause(void);
+
 /* Room for the system's own objects (os.c asserts that they fit), so that no header of it is
  * needed. */
 typedef struct bitm_mutex {

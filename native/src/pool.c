@@ -1,5 +1,9 @@
 #include "pool.h"
 
+/* Some 20 to 50 microseconds: about what a sleeper takes to wake up, so that looking in vain costs
+ * at most as much again. */
+enum { MOST_LOOKS = 1000 };
+
 typedef struct bitm_pool_worker {
     bitm_pool *pool;
     uint32_t number;
@@ -21,23 +25,36 @@ static void take_tasks(bitm_pool *pool, uint32_t worker)
     }
 }
 
+/* Waits until a call follows number `last`; false: the pool stops. */
+static bool await_call(bitm_pool *pool, uint32_t last)
+{
+    for (uint32_t i = 0; i < pool->n_looks; i++) {
+        if (atomic_load(&pool->generation) != last) return true;
+        if (atomic_load(&pool->stopping)) return false;
+        bitm_os_pause();
+    }
+    bitm_os_mutex_lock(&pool->mutex);
+    pool->n_sleeping++;
+    while (atomic_load(&pool->generation) == last && !atomic_load(&pool->stopping))
+        bitm_os_condition_wait(&pool->start, &pool->mutex);
+    pool->n_sleeping--;
+    bitm_os_mutex_unlock(&pool->mutex);
+    return !atomic_load(&pool->stopping);
+}
+
 static void worker_main(void *context)
 {
     bitm_pool_worker *worker = context;
     bitm_pool *pool = worker->pool;
-    uint64_t generation = 0;
-    bitm_os_mutex_lock(&pool->mutex);
-    for (;;) {
-        while (pool->generation == generation && !pool->stopping)
-            bitm_os_condition_wait(&pool->start, &pool->mutex);
-        if (pool->stopping) break;
-        generation = pool->generation;
-        bitm_os_mutex_unlock(&pool->mutex);
+    /* The next call waits for this worker, so none can be missed. */
+    for (uint32_t generation = 0; await_call(pool, generation);) {
+        generation = atomic_load(&pool->generation);
         take_tasks(pool, worker->number);
+        if (atomic_fetch_sub(&pool->n_busy, 1) > 1) continue;
         bitm_os_mutex_lock(&pool->mutex);
-        if (--pool->n_busy == 0) bitm_os_condition_broadcast(&pool->done);
+        if (pool->caller_sleeps) bitm_os_condition_broadcast(&pool->done);
+        bitm_os_mutex_unlock(&pool->mutex);
     }
-    bitm_os_mutex_unlock(&pool->mutex);
 }
 
 /* Makes the mutex and the conditions: all of them, or none. */
@@ -55,7 +72,7 @@ static bool make_locks(bitm_pool *pool)
 static void stop_workers(bitm_pool *pool, uint32_t n_started)
 {
     bitm_os_mutex_lock(&pool->mutex);
-    pool->stopping = true;
+    atomic_store(&pool->stopping, true);
     bitm_os_condition_broadcast(&pool->start);
     bitm_os_mutex_unlock(&pool->mutex);
     for (uint32_t i = 0; i < n_started; i++)
@@ -68,9 +85,12 @@ static void stop_workers(bitm_pool *pool, uint32_t n_started)
 bitm_status bitm_pool_start(bitm_pool *pool, bitm_error *err)
 {
     pool->process_id = 0;
-    pool->generation = 0;
-    pool->n_busy = 0;
-    pool->stopping = false;
+    pool->n_looks = pool->n_threads <= bitm_os_cpu_count() ? MOST_LOOKS : 0;
+    pool->n_sleeping = 0;
+    pool->caller_sleeps = false;
+    atomic_store(&pool->stopping, false);
+    atomic_store(&pool->generation, 0);
+    atomic_store(&pool->n_busy, 0);
     if (pool->n_threads > 1 && !make_locks(pool))
         return bitm_fail(err, BITM_NO_MEMORY, "the system refuses a lock for the thread pool");
     for (uint32_t i = 0; i + 1 < pool->n_threads; i++) {
@@ -107,20 +127,26 @@ void bitm_pool_run(bitm_pool *pool, uint32_t n_tasks, bitm_pool_task *task, void
             task(context, i, 0);
         return;
     }
-    bitm_os_mutex_lock(&pool->mutex);
     pool->task = task;
     pool->context = context;
     pool->n_tasks = n_tasks;
-    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
-    pool->n_busy = pool->n_threads - 1;
-    pool->generation++;
-    bitm_os_condition_broadcast(&pool->start);
+    atomic_store(&pool->next, 0);
+    atomic_store(&pool->n_busy, pool->n_threads - 1);
+    bitm_os_mutex_lock(&pool->mutex);
+    atomic_fetch_add(&pool->generation, 1);
+    if (pool->n_sleeping > 0) bitm_os_condition_broadcast(&pool->start);
     bitm_os_mutex_unlock(&pool->mutex);
 
     take_tasks(pool, 0);
 
+    for (uint32_t i = 0; i < pool->n_looks; i++) {
+        if (atomic_load(&pool->n_busy) == 0) return;
+        bitm_os_pause();
+    }
     bitm_os_mutex_lock(&pool->mutex);
-    while (pool->n_busy > 0)
+    pool->caller_sleeps = true;
+    while (atomic_load(&pool->n_busy) > 0)
         bitm_os_condition_wait(&pool->done, &pool->mutex);
+    pool->caller_sleeps = false;
     bitm_os_mutex_unlock(&pool->mutex);
 }

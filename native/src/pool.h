@@ -1,6 +1,8 @@
 /* A fork-join pool: the caller and its worker threads run the tasks of one call, then all wait.
  *
- * A pool belongs to one caller at a time.
+ * A pool belongs to one caller at a time.  Who waits looks for a short while, for a run makes some
+ * hundred calls one after the other, and then sleeps; with more threads than CPUs it sleeps at
+ * once.
  */
 #ifndef BITM_POOL_H
 #define BITM_POOL_H
@@ -20,14 +22,18 @@ typedef struct bitm_pool {
     uint64_t process_id;
     bitm_mutex mutex;
     bitm_condition start, done;
-    /* Under the mutex. */
-    uint64_t generation; /* counts calls: a worker sleeps until it changes */
-    uint32_t n_busy;     /* workers that have not finished the current call */
-    bool stopping;
+    uint32_t n_looks; /* before sleeping */
+    /* Written under the mutex. */
+    uint32_t n_sleeping; /* workers that wait for `start` */
+    bool caller_sleeps;  /* waits for `done` */
+    _Atomic bool stopping;
+    /* The current call, set before `generation` changes. */
     bitm_pool_task *task;
     void *context;
     uint32_t n_tasks;
-    _Atomic uint32_t next; /* the first task that nobody has taken */
+    _Atomic uint32_t generation; /* counts calls: a worker waits until it changes */
+    _Atomic uint32_t n_busy;     /* workers that have not finished the current call */
+    _Atomic uint32_t next;       /* the first task that nobody has taken */
 } bitm_pool;
 
 /* Takes the pool's arrays from the arena (measuring, or placing). */
