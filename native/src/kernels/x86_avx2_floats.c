@@ -17,9 +17,9 @@
 enum {
     TILE_TOKENS = 3, /* with TILE_OUTPUTS: 12 of the 16 registers are sums */
     TILE_OUTPUTS = 2,
-    TOKEN_OUTPUTS = 4, /* for one token alone */
-    BLOCK_TOKENS = 48, /* tokens that one conversion of weights serves */
-    STRETCH = 1024,    /* weights of a row converted at a time; a multiple of 64 */
+    AHEAD_BYTES = 12288, /* of one token's weights, from reading to asking */
+    BLOCK_TOKENS = 48,   /* tokens that one conversion of weights serves */
+    STRETCH = 1024,      /* weights of a row converted at a time; a multiple of 64 */
 };
 
 /* An operand that several sums use: left alone, gcc loads it again for each. */
@@ -195,33 +195,28 @@ INLINE __m256 load_weights(const bitm_gemm *gemm, weight_kind kind, size_t place
 }
 
 /* One token: its weights are used once, so they are not stored as floats, and memory is what they
- * wait for (a masked LM's head, 47 MB).  Rows are short for the prefetcher of the CPU, so the
- * next ones are asked for, up to output `last`. */
-INLINE void multiply_token(const bitm_gemm *gemm, weight_kind kind, uint32_t token, uint32_t output,
-                           const uint32_t n_outputs, uint32_t last)
+ * wait for (a masked LM's head, 47 MB).  One row after the other, for that is one stream for the
+ * prefetcher of the CPU, which stops at pages: what follows is asked for as well.  Beyond the last
+ * row that asks for nothing that matters, and nothing is read. */
+INLINE void multiply_token(const bitm_gemm *gemm, weight_kind kind, uint32_t token, uint32_t output)
 {
     const float *x = (const float *)gemm->inputs + (size_t)token * gemm->n_inputs;
-    size_t n = gemm->n_inputs, ahead = smaller(TOKEN_OUTPUTS, last - (output + n_outputs - 1)) * n;
+    size_t n = gemm->n_inputs, row = output * n;
     uint32_t i = 0;
-    lanes sums[TOKEN_OUTPUTS];
-    for (uint32_t o = 0; o < n_outputs; o++)
-        sums[o].low = sums[o].high = _mm256_setzero_ps();
+    lanes sum = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (; i + BITM_LANES <= n; i += BITM_LANES) {
-        __m256 low = _mm256_loadu_ps(x + i), high = _mm256_loadu_ps(x + i + 8);
-        for (uint32_t o = 0; o < n_outputs; o++) {
-            size_t place = (output + o) * n + i;
-            _mm_prefetch((const char *)weight_at(gemm, kind, place + ahead), _MM_HINT_T0);
-            sums[o].low = _mm256_fmadd_ps(load_weights(gemm, kind, place), low, sums[o].low);
-            sums[o].high = _mm256_fmadd_ps(load_weights(gemm, kind, place + 8), high, sums[o].high);
-        }
+        uintptr_t address = (uintptr_t)weight_at(gemm, kind, row + i);
+        _mm_prefetch((const char *)(address + AHEAD_BYTES), _MM_HINT_T1);
+        __m256 low = load_weights(gemm, kind, row + i),
+               high = load_weights(gemm, kind, row + i + 8);
+        sum.low = _mm256_fmadd_ps(low, _mm256_loadu_ps(x + i), sum.low);
+        sum.high = _mm256_fmadd_ps(high, _mm256_loadu_ps(x + i + 8), sum.high);
     }
+    _Alignas(32) float room[BITM_LANES];
     uint32_t n_last = (uint32_t)n - i;
-    for (uint32_t o = 0; o < n_outputs; o++) {
-        _Alignas(32) float room[BITM_LANES];
-        const float *weights = weights_of(gemm, kind, output + o, i, n_last, room);
-        if (n_last > 0) add_last_products(weights, x + i, n_last, &sums[o]);
-        store_output(gemm, token, output + o, fold(sums[o]));
-    }
+    const float *weights = weights_of(gemm, kind, output, i, n_last, room);
+    if (n_last > 0) add_last_products(weights, x + i, n_last, &sum);
+    store_output(gemm, token, output, fold(sum));
 }
 
 INLINE void multiply(const bitm_gemm *gemm, weight_kind kind, uint32_t token, uint32_t n_tokens,
@@ -229,13 +224,9 @@ INLINE void multiply(const bitm_gemm *gemm, weight_kind kind, uint32_t token, ui
 {
     for (uint32_t t = 0; t < n_tokens; t += BLOCK_TOKENS) {
         uint32_t n = smaller(BLOCK_TOKENS, n_tokens - t), o = 0;
-        if (n == 1 && kind != WEIGHTS_BIT1 && kind != WEIGHTS_TERN) {
-            for (; o + TOKEN_OUTPUTS <= n_outputs; o += TOKEN_OUTPUTS)
-                multiply_token(gemm, kind, token + t, output + o, TOKEN_OUTPUTS,
-                               output + n_outputs - 1);
+        if (n == 1 && kind != WEIGHTS_BIT1 && kind != WEIGHTS_TERN)
             for (; o < n_outputs; o++)
-                multiply_token(gemm, kind, token + t, output + o, 1, output + n_outputs - 1);
-        }
+                multiply_token(gemm, kind, token + t, output + o);
         for (; o + TILE_OUTPUTS <= n_outputs; o += TILE_OUTPUTS)
             multiply_block(gemm, kind, token + t, n, output + o, TILE_OUTPUTS);
         if (o < n_outputs) multiply_block(gemm, kind, token + t, n, output + o, 1);
