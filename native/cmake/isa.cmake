@@ -47,9 +47,57 @@ if(BITM_IS_X86_64)
     list(APPEND BITM_ISA_DEFINITIONS BITM_HAVE_AMX=1)
   endif()
 endif()
-set(BITM_X86_TIERS AVX2 AVX512 VNNI VPOPCNT AMX)
+
+# ARM: a tier is built where the compiler knows its instructions, so that gcc 7 builds all it can.
+set(BITM_DOTPROD_FLAGS -march=armv8.2-a+dotprod)
+set(BITM_I8MM_FLAGS -march=armv8.2-a+dotprod+i8mm)
+
+function(bitm_check_arm name flags condition)
+  set(CMAKE_REQUIRED_FLAGS "${flags}")
+  check_c_source_compiles(
+    "#if !(${condition})
+     #error other
+     #endif
+     #include <arm_neon.h>
+     int main(void) { return (int)vgetq_lane_f32(vfmaq_f32(vdupq_n_f32(0), vdupq_n_f32(1), vdupq_n_f32(2)), 0); }"
+    ${name})
+endfunction()
+
+bitm_check_arm(BITM_IS_AARCH64 "" "defined(__aarch64__)")
+if(BITM_IS_AARCH64)
+  set(BITM_NEON_FLAGS "")
+  bitm_check_arm(BITM_KNOWS_DOTPROD "${BITM_DOTPROD_FLAGS}" "defined(__ARM_FEATURE_DOTPROD)")
+  bitm_check_arm(BITM_KNOWS_I8MM "${BITM_I8MM_FLAGS}" "defined(__ARM_FEATURE_MATMUL_INT8)")
+else()
+  # Compilers must not vectorize floats on their own here: NEON of ARMv7 has no denormals.
+  set(BITM_NEON_FLAGS -mfpu=neon-vfpv4 -fno-tree-vectorize -fno-tree-slp-vectorize)
+  bitm_check_arm(BITM_IS_ARMV7 "-mfpu=neon-vfpv4" "defined(__arm__)")
+endif()
+if(BITM_IS_AARCH64 OR BITM_IS_ARMV7)
+  set(BITM_NEON_SOURCES
+      src/kernels/arm_neon_bits.c
+      src/kernels/arm_neon_codes.c
+      src/kernels/arm_neon_floats.c
+      src/kernels/arm_neon_quantize.c
+      src/kernels/arm_neon_tokens.c)
+  list(APPEND BITM_ISA_DEFINITIONS BITM_HAVE_NEON=1)
+endif()
+if(BITM_IS_ARMV7)
+  list(APPEND BITM_NEON_SOURCES src/kernels/arm_vfpv4.c)
+  list(APPEND BITM_ISA_DEFINITIONS BITM_HAVE_VFPV4=1)
+endif()
+if(BITM_KNOWS_DOTPROD)
+  set(BITM_DOTPROD_SOURCES src/kernels/arm_dotprod.c)
+  list(APPEND BITM_ISA_DEFINITIONS BITM_HAVE_DOTPROD=1)
+endif()
+if(BITM_KNOWS_I8MM)
+  set(BITM_I8MM_SOURCES src/kernels/arm_i8mm.c)
+  list(APPEND BITM_ISA_DEFINITIONS BITM_HAVE_I8MM=1)
+endif()
+
+set(BITM_TIERS AVX2 AVX512 VNNI VPOPCNT AMX NEON DOTPROD I8MM)
 set(BITM_ISA_SOURCES)
-foreach(tier ${BITM_X86_TIERS})
+foreach(tier ${BITM_TIERS})
   list(APPEND BITM_ISA_SOURCES ${BITM_${tier}_SOURCES})
 endforeach()
 
@@ -67,7 +115,7 @@ endfunction()
 function(bitm_set_isa_flags target)
   if(CMAKE_C_COMPILER_ID MATCHES "GNU|Clang")
     bitm_set_source_flags(${target} SOURCES src/kernels/scalar.c OPTIONS -O3)
-    foreach(tier ${BITM_X86_TIERS})
+    foreach(tier ${BITM_TIERS})
       bitm_set_source_flags(
         ${target}
         SOURCES

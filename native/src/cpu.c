@@ -89,6 +89,14 @@ static bool has_amx(void)
 }
 #endif
 
+#if defined(__aarch64__) || defined(__arm__)
+/* No instruction tells a program what an ARM processor can do: the operating system does. */
+static bool has_arm(uint32_t wanted)
+{
+    return (bitm_os_arm_abilities() & wanted) == wanted;
+}
+#endif
+
 bool bitm_cpu_has(bitm_tier tier)
 {
     switch (tier) {
@@ -105,6 +113,14 @@ bool bitm_cpu_has(bitm_tier tier)
         return has_vpopcnt();
     case BITM_TIER_AMX:
         return has_amx();
+#elif defined(__aarch64__) || defined(__arm__)
+    case BITM_TIER_VFPV4:
+    case BITM_TIER_NEON:
+        return has_arm(BITM_ARM_NEON);
+    case BITM_TIER_DOTPROD:
+        return has_arm(BITM_ARM_NEON | BITM_ARM_DOTPROD);
+    case BITM_TIER_I8MM:
+        return has_arm(BITM_ARM_NEON | BITM_ARM_DOTPROD | BITM_ARM_I8MM);
 #endif
     default:
         return false;

@@ -12,6 +12,10 @@ typedef enum bitm_tier {
     BITM_TIER_VNNI,   /* AVX512, and sums of four products of bytes */
     BITM_TIER_VPOPCNT, /* AVX512, and AVX-512 VPOPCNTDQ: bits of 64-bit words counted */
     BITM_TIER_AMX,     /* VNNI and VPOPCNT, and tiles of bytes that the system lets us use */
+    BITM_TIER_VFPV4,   /* ARMv7: fused multiply-adds of single floats, and NEON */
+    BITM_TIER_NEON,    /* ARMv8.0's vectors; on ARMv7 the same abilities as vfpv4 */
+    BITM_TIER_DOTPROD, /* ARMv8.2's dot products of bytes */
+    BITM_TIER_I8MM,    /* and of ARMv8.6 its matrix products of bytes */
 } bitm_tier;
 
 /* Whether this machine runs code of the tier. */

@@ -91,6 +91,17 @@ bool bitm_os_allow_tiles(void)
     return false;
 }
 
+uint32_t bitm_os_arm_abilities(void)
+{
+    uint32_t abilities = 0;
+#if defined(__aarch64__) || defined(_M_ARM64)
+    enum { HAS_DOTPROD = 43 }; /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE, not in older headers */
+    abilities |= BITM_ARM_NEON;
+    if (IsProcessorFeaturePresent(HAS_DOTPROD)) abilities |= BITM_ARM_DOTPROD;
+#endif
+    return abilities;
+}
+
 uint64_t bitm_os_process_id(void)
 {
     return GetCurrentProcessId();
@@ -173,6 +184,11 @@ void bitm_os_condition_broadcast(bitm_condition *condition)
 #include <sched.h>
 #include <stdio.h>
 #include <sys/syscall.h>
+#endif
+#if defined(__linux__) && (defined(__aarch64__) || defined(__arm__))
+#include <sys/auxv.h>
+#elif defined(__APPLE__) && defined(__aarch64__)
+#include <sys/sysctl.h>
 #endif
 
 /* Linux has huge pages for those who ask: 6 page faults for BERT-base's weights in place of 2,600.
@@ -270,6 +286,47 @@ bool bitm_os_allow_tiles(void)
     return false;
 #endif
 }
+
+#if defined(__linux__) && defined(__aarch64__)
+uint32_t bitm_os_arm_abilities(void)
+{
+    /* Bits of AT_HWCAP and AT_HWCAP2: arch/arm64/include/uapi/asm/hwcap.h of Linux. */
+    const unsigned long has_neon = 1UL << 1, has_dotprod = 1UL << 20, has_i8mm = 1UL << 13;
+    unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
+    return ((first & has_neon) != 0 ? BITM_ARM_NEON : 0U) |
+           ((first & has_dotprod) != 0 ? BITM_ARM_DOTPROD : 0U) |
+           ((second & has_i8mm) != 0 ? BITM_ARM_I8MM : 0U);
+}
+#elif defined(__linux__) && defined(__arm__)
+uint32_t bitm_os_arm_abilities(void)
+{
+    /* Bits of AT_HWCAP: arch/arm/include/uapi/asm/hwcap.h of Linux. */
+    const unsigned long neon_and_vfpv4 = 1UL << 12 | 1UL << 16;
+    return (getauxval(AT_HWCAP) & neon_and_vfpv4) == neon_and_vfpv4 ? BITM_ARM_NEON : 0U;
+}
+#elif defined(__APPLE__) && defined(__aarch64__)
+static bool system_has(const char *feature)
+{
+    int value = 0;
+    size_t n_bytes = sizeof value;
+    return sysctlbyname(feature, &value, &n_bytes, NULL, 0) == 0 && value != 0;
+}
+
+uint32_t bitm_os_arm_abilities(void)
+{
+    return BITM_ARM_NEON | (system_has("hw.optional.arm.FEAT_DotProd") ? BITM_ARM_DOTPROD : 0U) |
+           (system_has("hw.optional.arm.FEAT_I8MM") ? BITM_ARM_I8MM : 0U);
+}
+#else
+uint32_t bitm_os_arm_abilities(void)
+{
+#if defined(__aarch64__)
+    return BITM_ARM_NEON; /* part of the architecture; no more is known */
+#else
+    return 0;
+#endif
+}
+#endif
 
 uint64_t bitm_os_process_id(void)
 {

@@ -30,6 +30,14 @@ uint32_t bitm_os_cpu_count(void);
  * before its threads start, because tiles make the state that it saves of a thread large. */
 bool bitm_os_allow_tiles(void);
 
+/* What the system says of an ARM processor, a set of bits; none of other processors. */
+enum {
+    BITM_ARM_NEON = 1 << 0,    /* vectors, and fused multiply-adds of floats */
+    BITM_ARM_DOTPROD = 1 << 1, /* FEAT_DotProd */
+    BITM_ARM_I8MM = 1 << 2,    /* FEAT_I8MM */
+};
+uint32_t bitm_os_arm_abilities(void);
+
 /* Changes after a fork. */
 uint64_t bitm_os_process_id(void);
 

@@ -1,0 +1,307 @@
+/* NEON quantization: from floats to codes, and from codes to planes of bits.
+ *
+ * On ARMv7 the model's own quantizers are left to the scalar unit: they divide, and whether a
+ * value is above 0 must hold for the tiniest, which vectors take for 0 there.
+ *
+ *   fcmgt, bsl  selections as the scalar kernels write them
+ *   fdiv        the model's own quantizers divide
+ *   cmtst, addp a plane: one bit of 16 bytes
+ */
+#include "arm_neon.h"
+
+#include <string.h>
+
+INLINE float32x4_t all(float x)
+{
+    return vdupq_n_f32(x);
+}
+
+/* a > b ? a : b, and the reverse. */
+INLINE float32x4_t greater_of(float32x4_t a, float32x4_t b)
+{
+    return vbslq_f32(vcgtq_f32(a, b), a, b);
+}
+
+INLINE float32x4_t lesser_of(float32x4_t a, float32x4_t b)
+{
+    return vbslq_f32(vcltq_f32(a, b), a, b);
+}
+
+/* To the nearest integer, as bitm_round. */
+INLINE float32x4_t to_integer(float32x4_t x)
+{
+    return vsubq_f32(vaddq_f32(x, all(BITM_ROUND_MAGIC)), all(BITM_ROUND_MAGIC));
+}
+
+INLINE void store_i16(int16_t *codes, int32x4_t four, uint32_t n)
+{
+    int16x4_t narrow = vmovn_s32(four);
+    if (n >= 4) {
+        vst1_s16(codes, narrow);
+        return;
+    }
+    int16_t room[4];
+    vst1_s16(room, narrow);
+    for (uint32_t i = 0; i < n; i++)
+        codes[i] = room[i];
+}
+
+/* ---- The runtime's own quantization ---- */
+
+/* By the bits of floats, which order magnitudes as integers do; NaNs, above all numbers, are taken
+ * for 0. */
+static float max_abs(const float *x, uint32_t n)
+{
+    const uint32x4_t infinity = vdupq_n_u32(0x7F800000U);
+    uint32x4_t most = vdupq_n_u32(0);
+    for (uint32_t i = 0; i < n; i += 4) {
+        uint32x4_t bits = vreinterpretq_u32_f32(vabsq_f32(load_floats(x + i, n - i)));
+        most = vmaxq_u32(most, vandq_u32(bits, vcleq_u32(bits, infinity)));
+    }
+    uint32x2_t two = vmax_u32(vget_low_u32(most), vget_high_u32(most));
+    uint32_t greatest = vget_lane_u32(vpmax_u32(two, two), 0);
+    float value;
+    memcpy(&value, &greatest, sizeof value);
+    return value;
+}
+
+/* The factor from values to codes, and *step back; both 0 where the factor would not be finite. */
+static float code_factor(float greatest, float max_code, float *step)
+{
+    float factor = max_code / greatest;
+    if (!(greatest > 0.0F) || !(factor <= 3.402823466e38F)) {
+        *step = 0.0F;
+        return 0.0F;
+    }
+    *step = greatest / max_code;
+    return factor;
+}
+
+INLINE int32x4_t codes_of(float32x4_t x, float factor, float max_code)
+{
+    float32x4_t code = to_integer(vmulq_n_f32(x, factor));
+    code = greater_of(code, all(-max_code));
+    return vcvtq_s32_f32(lesser_of(code, all(max_code)));
+}
+
+/* Of ARMv7: whether values below 2^-126 count, which the vectors there take for 0.  Where the
+ * greatest is 2^-90, they are nowhere near a code of 1; zeros alone are zeros anyhow. */
+static bool is_tiny(float greatest)
+{
+#if defined(__aarch64__)
+    (void)greatest;
+    return false;
+#else
+    return greatest != 0.0F && greatest < 0x1p-90F;
+#endif
+}
+
+void bitm_quantize_i8__neon(const float *x, uint32_t n, int8_t *codes, float *step, float *sum)
+{
+    float greatest = max_abs(x, n), factor = code_factor(greatest, 127.0F, step);
+    int32x4_t total = vdupq_n_s32(0);
+    uint32_t i = 0;
+    if (is_tiny(greatest)) {
+#if BITM_HAVE_VFPV4
+        bitm_quantize_i8__vfpv4(x, n, codes, step, sum);
+        return;
+#endif
+    }
+    for (; i + 16 <= n; i += 16) {
+        int16x4_t c[4];
+        for (uint32_t k = 0; k < 4; k++) {
+            int32x4_t four = codes_of(vld1q_f32(x + i + 4 * k), factor, 127.0F);
+            total = vaddq_s32(total, four);
+            c[k] = vmovn_s32(four);
+        }
+        vst1q_s8(codes + i, vcombine_s8(vmovn_s16(vcombine_s16(c[0], c[1])),
+                                        vmovn_s16(vcombine_s16(c[2], c[3]))));
+    }
+    for (; i < n; i += 4) {
+        int32x4_t four = codes_of(load_floats(x + i, n - i), factor, 127.0F);
+        int16_t room[4];
+        store_i16(room, four, 4);
+        for (uint32_t k = 0; k < smaller(4, n - i); k++)
+            codes[i + k] = (int8_t)room[k];
+        total = vaddq_s32(total, four);
+    }
+    *sum = *step * (float)sum_of_i32(total);
+}
+
+void bitm_quantize_i16__neon(const float *x, uint32_t n, int16_t *codes, float *step, float *sum)
+{
+    float greatest = max_abs(x, n), factor = code_factor(greatest, 32767.0F, step);
+    int32x4_t total = vdupq_n_s32(0);
+    if (is_tiny(greatest)) {
+#if BITM_HAVE_VFPV4
+        bitm_quantize_i16__vfpv4(x, n, codes, step, sum);
+        return;
+#endif
+    }
+    for (uint32_t i = 0; i < n; i += 4) {
+        int32x4_t four = codes_of(load_floats(x + i, n - i), factor, 32767.0F);
+        store_i16(codes + i, four, n - i);
+        total = vaddq_s32(total, four);
+    }
+    *sum = *step * (float)sum_of_i32(total);
+}
+
+/* ---- A model's own quantizers ---- */
+
+#if defined(__aarch64__)
+/* z of the first n of 4 values. */
+INLINE float32x4_t shifted(const bitm_quantization *q, const float *x, uint32_t i, uint32_t n)
+{
+    float32x4_t z = load_floats(x + i, n);
+    if (q->shift != NULL) z = vaddq_f32(z, load_floats(q->shift + i, n));
+    if (!q->clips) return z;
+    z = greater_of(z, all(q->clip_lo));
+    return lesser_of(z, all(q->clip_hi));
+}
+
+/* 1 where z > 0, -1 where z < 0 and codes can be negative. */
+INLINE int32x4_t signs_of(const bitm_quantization *q, float32x4_t z)
+{
+    int32x4_t positive = vreinterpretq_s32_u32(vcgtzq_f32(z));
+    int32x4_t negative = vreinterpretq_s32_u32(vcltzq_f32(z));
+    if (!(q->lo < 0.0F)) negative = vdupq_n_s32(0);
+    return vsubq_s32(negative, positive);
+}
+
+int32_t bitm_quantize__neon(const bitm_quantization *q, const float *x, uint32_t n, int16_t *codes)
+{
+    int32x4_t sum = vdupq_n_s32(0);
+    const int32x4_t lane_i32x4 =
+        vcombine_s32(vcreate_s32(UINT64_C(1) << 32), vcreate_s32(UINT64_C(3) << 32 | 2));
+    for (uint32_t i = 0; i < n; i += 4) {
+        float32x4_t z = shifted(q, x, i, n - i);
+        int32x4_t four;
+        if (q->sign) {
+            four = signs_of(q, z);
+        } else {
+            float32x4_t code = vdivq_f32(vsubq_f32(z, all(q->base)), all(q->divisor));
+            code = vmulq_n_f32(code, q->factor);
+            code = greater_of(code, all(q->lo));
+            four = vcvtq_s32_f32(to_integer(lesser_of(code, all(q->hi))));
+        }
+        store_i16(codes + i, four, n - i);
+        uint32x4_t exists = vcltq_s32(lane_i32x4, vdupq_n_s32((int32_t)smaller(4, n - i)));
+        sum = vaddq_s32(sum, vandq_s32(four, vreinterpretq_s32_u32(exists)));
+    }
+    return sum_of_i32(sum);
+}
+
+/* 0 and -0 are equal, but the scalar kernel keeps the first of them: so its sign is looked up. */
+static float first_zero(const bitm_quantization *q, const float *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += 4) {
+        float z[4];
+        vst1q_f32(z, shifted(q, x, i, n - i));
+        for (uint32_t k = 0; k < smaller(4, n - i); k++)
+            if (z[k] == 0.0F) return z[k];
+    }
+    return 0.0F;
+}
+
+void bitm_extremes__neon(const bitm_quantization *q, const float *x, uint32_t n, float extremes[2])
+{
+    float32x4_t first = vdupq_laneq_f32(shifted(q, x, 0, 1), 0);
+    float32x4_t least = first, greatest = first;
+    uint32_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        float32x4_t z = shifted(q, x, i, 4);
+        least = lesser_of(z, least);
+        greatest = greater_of(z, greatest);
+    }
+    float low[4], high[4], last[4];
+    vst1q_f32(low, least);
+    vst1q_f32(high, greatest);
+    if (i < n) vst1q_f32(last, shifted(q, x, i, n - i));
+    extremes[0] = low[0];
+    extremes[1] = high[0];
+    for (uint32_t k = 1; k < 4; k++) {
+        extremes[0] = low[k] < extremes[0] ? low[k] : extremes[0];
+        extremes[1] = high[k] > extremes[1] ? high[k] : extremes[1];
+    }
+    for (uint32_t k = 0; k < n - i; k++) {
+        extremes[0] = last[k] < extremes[0] ? last[k] : extremes[0];
+        extremes[1] = last[k] > extremes[1] ? last[k] : extremes[1];
+    }
+    if (extremes[0] == 0.0F || extremes[1] == 0.0F) {
+        float zero = first_zero(q, x, n);
+        if (extremes[0] == 0.0F) extremes[0] = zero;
+        if (extremes[1] == 0.0F) extremes[1] = zero;
+    }
+}
+#endif
+
+/* ---- Planes of bits ---- */
+
+/* 64 bytes, all ones or zeros, to a bit each: byte i has bit i % 8 left, and neighbours add up. */
+INLINE uint64_t bits_of(const uint8x16_t masks[4])
+{
+    const uint8x16_t bit = vcombine_u8(vcreate_u8(UINT64_C(0x8040201008040201)),
+                                       vcreate_u8(UINT64_C(0x8040201008040201)));
+    uint8x8_t pairs[4];
+    for (int k = 0; k < 4; k++) {
+        uint8x16_t bits = vandq_u8(masks[k], bit);
+        pairs[k] = vpadd_u8(vget_low_u8(bits), vget_high_u8(bits));
+    }
+    uint8x8_t fours[2] = {vpadd_u8(pairs[0], pairs[1]), vpadd_u8(pairs[2], pairs[3])};
+    return vget_lane_u64(vreinterpret_u64_u8(vpadd_u8(fours[0], fours[1])), 0);
+}
+
+/* 64 codes, `stride` elements apart, of which the first n exist; the others are 0. */
+INLINE void load_codes(const int16_t *codes, size_t stride, uint32_t n, int16x8_t words[8])
+{
+    int16_t room[64];
+    if (stride != 1 || n < 64) {
+        memset(room, 0, sizeof room);
+        for (uint32_t i = 0; i < smaller(n, 64); i++)
+            room[i] = codes[i * stride];
+        codes = room;
+    }
+    for (int k = 0; k < 8; k++)
+        words[k] = vld1q_s16(codes + 8 * k);
+}
+
+/* Masks of 16 bits to masks of bytes. */
+INLINE uint8x16_t narrow(uint16x8_t low, uint16x8_t high)
+{
+    return vcombine_u8(vmovn_u16(low), vmovn_u16(high));
+}
+
+void bitm_pack_sign__neon(const int16_t *codes, uint32_t n, uint64_t *planes)
+{
+    size_t n_words = ((size_t)n + 63) / 64;
+    const int16x8_t zero = vdupq_n_s16(0);
+    for (size_t word = 0; word < n_words; word++) {
+        int16x8_t c[8];
+        uint8x16_t nonzero[4], positive[4];
+        load_codes(codes + word * 64, 1, n - (uint32_t)word * 64, c);
+        for (int k = 0; k < 4; k++) {
+            nonzero[k] =
+                narrow(vtstq_s16(c[2 * k], c[2 * k]), vtstq_s16(c[2 * k + 1], c[2 * k + 1]));
+            positive[k] = narrow(vcgtq_s16(c[2 * k], zero), vcgtq_s16(c[2 * k + 1], zero));
+        }
+        planes[word] = bits_of(nonzero);
+        planes[n_words + word] = bits_of(positive);
+    }
+}
+
+void bitm_pack_planes__neon(const int16_t *codes, size_t stride, uint32_t n, uint32_t n_planes,
+                            uint64_t *planes)
+{
+    size_t n_words = ((size_t)n + 63) / 64;
+    for (size_t word = 0; word < n_words; word++) {
+        int16x8_t c[8];
+        load_codes(codes + word * 64 * stride, stride, n - (uint32_t)word * 64, c);
+        for (uint32_t p = 0; p < n_planes; p++) {
+            const int16x8_t bit = vdupq_n_s16((int16_t)(uint16_t)(1U << p));
+            uint8x16_t plane[4];
+            for (int k = 0; k < 4; k++)
+                plane[k] = narrow(vtstq_s16(c[2 * k], bit), vtstq_s16(c[2 * k + 1], bit));
+            planes[p * n_words + word] = bits_of(plane);
+        }
+    }
+}
