@@ -141,7 +141,6 @@ static int32_t count_weights(const uint64_t *words, uint32_t n_words)
 /* A product at work on the rows of a few tokens. */
 typedef struct code_work {
     const bitm_gemm *gemm;
-    bool ternary, wide;
     uint32_t n_tokens, n_rows;
     _Alignas(16) int8_t codes[MAX_ROWS * STRETCH];
     _Alignas(16) int32_t dots[MAX_ROWS * BLOCK_OUTPUTS]; /* [n_tokens][BLOCK_OUTPUTS] */
@@ -149,17 +148,16 @@ typedef struct code_work {
 
 /* Orders the codes of a stretch; returns nothing, but takes their sums from the dots of one-bit
  * weights: with bits b, dot = 2 (sum of b x) - (sum of x). */
-INLINE void order_codes(code_work *w, const code_tier *tier, uint32_t token, uint32_t first,
-                        uint32_t n, uint32_t n_outputs)
+INLINE void order_codes(code_work *w, const code_tier *tier, bool ternary, bool wide,
+                        uint32_t token, uint32_t first, uint32_t n, uint32_t n_outputs)
 {
     const bitm_gemm *gemm = w->gemm;
     for (uint32_t t = 0; t < w->n_tokens; t++) {
         size_t place = (size_t)(token + t) * gemm->n_inputs + first;
-        int8_t *row = w->codes + t * (w->wide ? 2 : 1) * STRETCH;
-        int32_t sum = w->wide
-                          ? order_i16((const int16_t *)gemm->inputs + place, n, row, row + STRETCH)
-                          : order_i8((const int8_t *)gemm->inputs + place, n, row);
-        if (w->ternary) continue;
+        int8_t *row = w->codes + t * (wide ? 2 : 1) * STRETCH;
+        int32_t sum = wide ? order_i16((const int16_t *)gemm->inputs + place, n, row, row + STRETCH)
+                           : order_i8((const int8_t *)gemm->inputs + place, n, row);
+        if (ternary) continue;
         int32_t *dots = w->dots + t * BLOCK_OUTPUTS;
         for (uint32_t o = 0; o < n_outputs; o += 4)
             vst1q_s32(dots + o, vsubq_s32(vld1q_s32(dots + o), vdupq_n_s32(sum)));
@@ -172,34 +170,35 @@ INLINE void order_codes(code_work *w, const code_tier *tier, uint32_t token, uin
 
 /* Adds a tile's sums to the dots of outputs [output, output + tile_outputs), places of the block.
  */
-INLINE void add_sums(code_work *w, const code_tier *tier, const code_tile *tile,
-                     const int32_t *sums, uint32_t output)
+INLINE void add_sums(code_work *w, const code_tier *tier, bool ternary, bool wide,
+                     const code_tile *tile, const int32_t *sums, uint32_t output)
 {
-    bool is_corrected = w->wide || (w->ternary && tier->excess != 0);
+    bool is_corrected = wide || (ternary && tier->excess != 0);
     for (uint32_t o = 0; o < tier->tile_outputs; o += 2) {
         int32_t more[2] = {0}; /* what the sums lack */
         for (uint32_t k = 0; is_corrected && k < 2; k++) {
             int32_t n_set = count_weights(tile->bits[o + k], tile->n_words);
             int32_t n_positive =
-                w->ternary ? count_weights(tile->positive[o + k], tile->n_words) : n_set;
+                ternary ? count_weights(tile->positive[o + k], tile->n_words) : n_set;
             int32_t n_negative = n_set - n_positive, excess = tier->excess * n_negative;
             more[k] = excess;
-            if (w->wide) more[k] += 256 * excess + LOW_OFFSET * (n_positive - n_negative);
+            if (wide) more[k] += 256 * excess + LOW_OFFSET * (n_positive - n_negative);
         }
         int32x2_t lacking = vld1_s32(more);
         for (uint32_t t = 0; t < w->n_tokens; t++) {
-            const int32_t *row = sums + t * (w->wide ? 2 : 1) * tier->tile_outputs + o;
+            const int32_t *row = sums + t * (wide ? 2 : 1) * tier->tile_outputs + o;
             int32x2_t sum = vadd_s32(vld1_s32(row), lacking);
-            if (w->wide) sum = vmla_n_s32(sum, vld1_s32(row + tier->tile_outputs), 256);
+            if (wide) sum = vmla_n_s32(sum, vld1_s32(row + tier->tile_outputs), 256);
             int32_t *dots = w->dots + t * BLOCK_OUTPUTS + output + o;
-            vst1_s32(dots, vmla_n_s32(vld1_s32(dots), sum, w->ternary ? 1 : 2));
+            vst1_s32(dots, vmla_n_s32(vld1_s32(dots), sum, ternary ? 1 : 2));
         }
     }
 }
 
 /* Outputs [output, output + n_outputs), a block at most, of the tokens. */
-INLINE void multiply_codes(code_work *w, const code_tier *tier, const uint32_t n_rows,
-                           uint32_t token, uint32_t output, uint32_t n_outputs)
+INLINE void multiply_codes(code_work *w, const code_tier *tier, bool ternary, bool wide,
+                           const uint32_t n_rows, uint32_t token, uint32_t output,
+                           uint32_t n_outputs)
 {
     const bitm_gemm *gemm = w->gemm;
     size_t n_words = words_of(gemm), last = (size_t)output + n_outputs - 1;
@@ -207,17 +206,17 @@ INLINE void multiply_codes(code_work *w, const code_tier *tier, const uint32_t n
     for (size_t word = 0; word < n_words; word += STRETCH_WORDS) {
         uint32_t n_stretch = smaller(STRETCH_WORDS, (uint32_t)(n_words - word));
         uint32_t first = (uint32_t)word * 64, n = smaller(STRETCH, gemm->n_inputs - first);
-        order_codes(w, tier, token, first, n, n_outputs);
+        order_codes(w, tier, ternary, wide, token, first, n, n_outputs);
         for (uint32_t o = 0; o < n_outputs; o += tier->tile_outputs) {
             code_tile tile = {.codes = w->codes, .n_words = n_stretch};
             for (uint32_t k = 0; k < tier->tile_outputs; k++) {
                 size_t row = output + o + k < last ? output + o + k : last;
                 tile.bits[k] = (const uint64_t *)gemm->weights + row * n_words + word;
-                tile.positive[k] = tile.bits[k] + (w->ternary ? gemm->n_rows * n_words : 0);
+                tile.positive[k] = tile.bits[k] + (ternary ? gemm->n_rows * n_words : 0);
             }
             int32_t sums[MAX_ROWS * MAX_TILE_OUTPUTS] = {0};
-            tier->run(&tile, w->ternary, n_rows, sums);
-            add_sums(w, tier, &tile, sums, o);
+            tier->run(&tile, ternary, n_rows, sums);
+            add_sums(w, tier, ternary, wide, &tile, sums, o);
         }
     }
     for (uint32_t t = 0; t < w->n_tokens; t++)
@@ -229,8 +228,6 @@ INLINE void gemm_codes(const bitm_gemm *gemm, const code_tier *tier, bool ternar
 {
     code_work w; /* large: its arrays stay as they are until their use */
     w.gemm = gemm;
-    w.ternary = ternary;
-    w.wide = wide;
     uint32_t rows_per_token = wide ? 2 : 1;
     for (uint32_t t = 0; t < n_tokens; t += w.n_tokens) {
         uint32_t n_left = (n_tokens - t) * rows_per_token, n_rows = MAX_ROWS;
@@ -247,14 +244,14 @@ INLINE void gemm_codes(const bitm_gemm *gemm, const code_tier *tier, bool ternar
             switch (n_rows) {
 #define ROWS(n_rows)                                                                               \
     case n_rows:                                                                                   \
-        multiply_codes(&w, tier, n_rows, token + t, output + o, n);                                \
+        multiply_codes(&w, tier, ternary, wide, n_rows, token + t, output + o, n);                 \
         break
                 ROWS(1);
                 ROWS(2);
                 ROWS(4);
 #undef ROWS
             default:
-                multiply_codes(&w, tier, MAX_ROWS, token + t, output + o, n);
+                multiply_codes(&w, tier, ternary, wide, MAX_ROWS, token + t, output + o, n);
                 break;
             }
         }

@@ -58,18 +58,36 @@ INLINE uint32x4_t first_lanes(uint32_t n)
     return vcltq_u32(lane_u32x4, vdupq_n_u32(n));
 }
 
+/* The elements past the last whole 16, followed by zeros. */
+typedef struct rest {
+    float a[TILE_TOKENS][BITM_LANES], b[TILE_OUTPUTS][BITM_LANES];
+} rest;
+
+INLINE void copy_rest(const float *rows, size_t stride, uint32_t n_rows, uint32_t n,
+                      float copies[][BITM_LANES])
+{
+    for (uint32_t r = 0; r < n_rows; r++) {
+        memset(copies[r], 0, sizeof copies[r]);
+        memcpy(copies[r], rows + r * stride, n * sizeof *rows);
+    }
+}
+
 /* Adds to sums [n_a, n_b], or starts them with, the products of n elements of the rows a and b, so
  * many floats apart. */
 INLINE void add_dots(const float *a, size_t stride_a, const uint32_t n_a, const float *b,
                      size_t stride_b, const uint32_t n_b, uint32_t n, bool starts, lanes *sums)
 {
+    rest last;
+    uint32_t n_last = n % BITM_LANES, end = n - n_last;
+    if (n_last > 0) {
+        copy_rest(a + end, stride_a, n_a, n_last, last.a);
+        copy_rest(b + end, stride_b, n_b, n_last, last.b);
+    }
     for (uint32_t quarter = 0; quarter < 4; quarter++, a += 4, b += 4) {
-        float32x4_t local[TILE_TOKENS * TILE_OUTPUTS];
+        float32x4_t local[TILE_TOKENS * TILE_OUTPUTS], weights[TILE_OUTPUTS];
         for (uint32_t k = 0; k < n_a * n_b; k++)
             local[k] = starts ? vdupq_n_f32(0.0F) : sums[k].four[quarter];
-        uint32_t i = 0;
-        for (; i + BITM_LANES <= n; i += BITM_LANES) {
-            float32x4_t weights[TILE_OUTPUTS];
+        for (size_t i = 0; i < end; i += BITM_LANES) {
             for (uint32_t q = 0; q < n_b; q++)
                 weights[q] = vld1q_f32(b + q * stride_b + i);
             for (uint32_t r = 0; r < n_a; r++) {
@@ -78,14 +96,17 @@ INLINE void add_dots(const float *a, size_t stride_a, const uint32_t n_a, const 
                     local[r * n_b + q] = vfmaq_f32(local[r * n_b + q], x, weights[q]);
             }
         }
-        if (i + 4 * quarter < n) {
+        if (4 * quarter < n_last) {
             /* Lanes that have no element stay as they are: a product of zeros could change -0. */
-            uint32_t n_last = n - i - 4 * quarter;
-            for (uint32_t k = 0; k < n_a * n_b; k++) {
-                float32x4_t sum =
-                    vfmaq_f32(local[k], load_floats(a + k / n_b * stride_a + i, n_last),
-                              load_floats(b + k % n_b * stride_b + i, n_last));
-                local[k] = vbslq_f32(first_lanes(n_last), sum, local[k]);
+            uint32x4_t exists = first_lanes(n_last - 4 * quarter);
+            for (uint32_t q = 0; q < n_b; q++)
+                weights[q] = vld1q_f32(last.b[q] + 4 * quarter);
+            for (uint32_t r = 0; r < n_a; r++) {
+                float32x4_t x = vld1q_f32(last.a[r] + 4 * quarter);
+                for (uint32_t q = 0; q < n_b; q++) {
+                    float32x4_t *sum = &local[r * n_b + q];
+                    *sum = vbslq_f32(exists, vfmaq_f32(*sum, x, weights[q]), *sum);
+                }
             }
         }
         for (uint32_t k = 0; k < n_a * n_b; k++)
