@@ -106,45 +106,56 @@ INLINE float fold(lanes sum)
 /* ---- The epilogue of products ---- */
 
 /* Of the first n of 4 outputs, n at least 1: see bitm_gemm.  On ARMv7 one by one: a result may be
- * below 2^-126. */
-INLINE void store_outputs(const bitm_gemm *gemm, size_t token, size_t output, uint32_t n,
-                          float32x4_t dot)
+ * below 2^-126.  is_plain: the gemm is. */
+INLINE void store_outputs(const bitm_gemm *gemm, bool is_plain, size_t token, size_t output,
+                          uint32_t n, float32x4_t dot)
 {
     float *y = gemm->outputs + token * gemm->output_stride + output;
 #if defined(__aarch64__)
     float32x4_t scale =
         vmulq_n_f32(load_floats(gemm->row_scale + output, n), gemm->token_step[token]);
     float32x4_t value = vfmaq_f32(load_floats(gemm->bias + output, n), dot, scale);
-    if (gemm->row_offset != NULL)
+    if (!is_plain && gemm->row_offset != NULL)
         value = vfmaq_f32(value, load_floats(gemm->row_offset + output, n),
                           vdupq_n_f32(gemm->token_sum[token]));
-    if (gemm->row_base != NULL)
+    if (!is_plain && gemm->row_base != NULL)
         value = vfmaq_f32(value, load_floats(gemm->row_base + output, n),
                           vdupq_n_f32(gemm->token_base[token]));
-    if (gemm->accumulate) value = vaddq_f32(load_floats(y, n), value);
+    if (!is_plain && gemm->accumulate) value = vaddq_f32(load_floats(y, n), value);
     store_floats(y, n, value);
 #else
     float dots[4];
     vst1q_f32(dots, dot);
     for (size_t i = 0, o = output; i < n && i < 4; i++, o++) {
         float value = fmaf(dots[i], gemm->row_scale[o] * gemm->token_step[token], gemm->bias[o]);
-        if (gemm->row_offset != NULL)
+        if (!is_plain && gemm->row_offset != NULL)
             value = fmaf(gemm->row_offset[o], gemm->token_sum[token], value);
-        if (gemm->row_base != NULL) value = fmaf(gemm->row_base[o], gemm->token_base[token], value);
-        y[i] = gemm->accumulate ? y[i] + value : value;
+        if (!is_plain && gemm->row_base != NULL)
+            value = fmaf(gemm->row_base[o], gemm->token_base[token], value);
+        y[i] = !is_plain && gemm->accumulate ? y[i] + value : value;
     }
 #endif
 }
 
-/* Of integer dots [n_outputs], and their activation function. */
-INLINE void store_dots(const bitm_gemm *gemm, size_t token, size_t output, uint32_t n_outputs,
-                       const int32_t *dots)
+/* Whether results have no terms but the first two. */
+INLINE bool is_plain_gemm(const bitm_gemm *gemm)
 {
-    for (uint32_t o = 0; o < n_outputs; o += 4)
-        store_outputs(gemm, token, output + o, n_outputs - o, vcvtq_f32_s32(vld1q_s32(dots + o)));
-    if (gemm->activation != BITM_ACTIVATION_NONE)
-        bitm_activate__neon(gemm->activation, gemm->outputs + token * gemm->output_stride + output,
-                            n_outputs);
+    return gemm->row_offset == NULL && gemm->row_base == NULL && !gemm->accumulate;
+}
+
+/* Of integer dots [n_outputs], and their activation function. */
+static inline void store_dots(const bitm_gemm *gemm, size_t token, size_t output,
+                              uint32_t n_outputs, const int32_t *dots)
+{
+    const bitm_gemm g = *gemm; /* a copy that no store of results can change */
+    uint32_t o = 0;
+    for (; is_plain_gemm(&g) && o + 4 <= n_outputs; o += 4)
+        store_outputs(&g, true, token, output + o, 4, vcvtq_f32_s32(vld1q_s32(dots + o)));
+    for (; o < n_outputs; o += 4)
+        store_outputs(&g, false, token, output + o, n_outputs - o,
+                      vcvtq_f32_s32(vld1q_s32(dots + o)));
+    if (g.activation != BITM_ACTIVATION_NONE)
+        bitm_activate__neon(g.activation, g.outputs + token * g.output_stride + output, n_outputs);
 }
 
 /* ---- Bits ---- */

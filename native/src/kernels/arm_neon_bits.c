@@ -235,25 +235,37 @@ void bitm_gemm_w2planes__neon(const bitm_gemm *gemm, uint32_t token, uint32_t n_
     multiply(gemm, multiply_planes, true, token, n_tokens, output, n_outputs);
 }
 
-/* A vector of 128 bits, or the half of one that is left; counts are weighted before their lanes
- * meet, so that a pair of planes costs no sum across lanes. */
-int32_t bitm_dot_planes__neon(const bitm_planes *a, const bitm_planes *b, uint32_t n_words)
+/* The bits that two rows share, counted in 4 lanes. */
+INLINE int32x4_t count_shared(const uint64_t *a, const uint64_t *b, size_t n_words)
+{
+    uint16x8_t count = vdupq_n_u16(0); /* at most 16 a vector: room for 524,000 bits */
+    for (size_t i = 0; i < n_words; i += 2) {
+        uint8x16_t both = vandq_u8(load_words(a + i, n_words - i), load_words(b + i, n_words - i));
+        count = vpadalq_u8(count, vcntq_u8(both));
+    }
+    return vreinterpretq_s32_u32(vpaddlq_u16(count));
+}
+
+/* Counts are weighted before their lanes meet, so that a pair of planes costs no sum across
+ * lanes. */
+INLINE int32_t dot_planes(const bitm_planes *a, const bitm_planes *b, const size_t n_words)
 {
     int32x4_t sum = vdupq_n_s32(0);
     for (uint32_t p = 0; p < a->n_planes; p++) {
-        const uint64_t *a_bits = a->bits + (size_t)p * n_words;
         int32x4_t part = vdupq_n_s32(0);
-        for (uint32_t q = 0; q < b->n_planes; q++) {
-            const uint64_t *b_bits = b->bits + (size_t)q * n_words;
-            uint16x8_t count = vdupq_n_u16(0); /* at most 16 a vector: room for 262,000 inputs */
-            for (uint32_t i = 0; i < n_words; i += 2) {
-                uint8x16_t both = vandq_u8(load_words(a_bits + i, n_words - i),
-                                           load_words(b_bits + i, n_words - i));
-                count = vpadalq_u8(count, vcntq_u8(both));
-            }
-            part = vmlaq_n_s32(part, vreinterpretq_s32_u32(vpaddlq_u16(count)), b->weights[q]);
-        }
+        for (uint32_t q = 0; q < b->n_planes; q++)
+            part = vmlaq_n_s32(part,
+                               count_shared(a->bits + p * n_words, b->bits + q * n_words, n_words),
+                               b->weights[q]);
         sum = vmlaq_n_s32(sum, part, a->weights[p]);
     }
     return sum_of_i32(sum);
+}
+
+/* Heads of 64 and 128 components, and short sequences, have no loop over words. */
+int32_t bitm_dot_planes__neon(const bitm_planes *a, const bitm_planes *b, uint32_t n_words)
+{
+    if (n_words == 1) return dot_planes(a, b, 1);
+    if (n_words == 2) return dot_planes(a, b, 2);
+    return dot_planes(a, b, n_words);
 }

@@ -257,7 +257,8 @@ INLINE void multiply_block(const bitm_gemm *gemm, weight_kind kind, uint32_t tok
                      sums + t * TILE_OUTPUTS);
     }
     for (uint32_t t = 0; t < n_tokens; t++)
-        store_outputs(gemm, token + t, output, n_outputs, fold_four(sums + t * TILE_OUTPUTS));
+        store_outputs(gemm, false, token + t, output, n_outputs,
+                      fold_four(sums + t * TILE_OUTPUTS));
 }
 
 /* Whether products of the block's inputs and weights are multiples of 2^-126: see above. */

@@ -54,7 +54,12 @@ static float max_abs(const float *x, uint32_t n)
 {
     const uint32x4_t infinity = vdupq_n_u32(0x7F800000U);
     uint32x4_t most = vdupq_n_u32(0);
-    for (uint32_t i = 0; i < n; i += 4) {
+    uint32_t i = 0;
+    for (; i < n / 4 * 4; i += 4) {
+        uint32x4_t bits = vreinterpretq_u32_f32(vabsq_f32(vld1q_f32(x + i)));
+        most = vmaxq_u32(most, vandq_u32(bits, vcleq_u32(bits, infinity)));
+    }
+    if (i < n) {
         uint32x4_t bits = vreinterpretq_u32_f32(vabsq_f32(load_floats(x + i, n - i)));
         most = vmaxq_u32(most, vandq_u32(bits, vcleq_u32(bits, infinity)));
     }
@@ -138,7 +143,14 @@ void bitm_quantize_i16__neon(const float *x, uint32_t n, int16_t *codes, float *
         return;
 #endif
     }
-    for (uint32_t i = 0; i < n; i += 4) {
+    uint32_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        int32x4_t low = codes_of(vld1q_f32(x + i), factor, 32767.0F);
+        int32x4_t high = codes_of(vld1q_f32(x + i + 4), factor, 32767.0F);
+        total = vaddq_s32(total, vaddq_s32(low, high));
+        vst1q_s16(codes + i, vcombine_s16(vmovn_s32(low), vmovn_s32(high)));
+    }
+    for (; i < n; i += 4) {
         int32x4_t four = codes_of(load_floats(x + i, n - i), factor, 32767.0F);
         store_i16(codes + i, four, n - i);
         total = vaddq_s32(total, four);
@@ -168,27 +180,35 @@ INLINE int32x4_t signs_of(const bitm_quantization *q, float32x4_t z)
     return vsubq_s32(negative, positive);
 }
 
-int32_t bitm_quantize__neon(const bitm_quantization *q, const float *x, uint32_t n, int16_t *codes)
+/* The codes of the first n of 4 values from value i on. */
+INLINE int32x4_t quantized(const bitm_quantization *q, const float *x, uint32_t i, uint32_t n)
 {
+    float32x4_t z = shifted(q, x, i, n);
+    if (q->sign) return signs_of(q, z);
+    float32x4_t code = vdivq_f32(vsubq_f32(z, all(q->base)), all(q->divisor));
+    code = vmulq_n_f32(code, q->factor);
+    code = greater_of(code, all(q->lo));
+    return vcvtq_s32_f32(to_integer(lesser_of(code, all(q->hi))));
+}
+
+int32_t bitm_quantize__neon(const bitm_quantization *quantization, const float *x, uint32_t n,
+                            int16_t *codes)
+{
+    const bitm_quantization q = *quantization; /* a copy that no store of codes can change */
     int32x4_t sum = vdupq_n_s32(0);
-    const int32x4_t lane_i32x4 =
-        vcombine_s32(vcreate_s32(UINT64_C(1) << 32), vcreate_s32(UINT64_C(3) << 32 | 2));
-    for (uint32_t i = 0; i < n; i += 4) {
-        float32x4_t z = shifted(q, x, i, n - i);
-        int32x4_t four;
-        if (q->sign) {
-            four = signs_of(q, z);
-        } else {
-            float32x4_t code = vdivq_f32(vsubq_f32(z, all(q->base)), all(q->divisor));
-            code = vmulq_n_f32(code, q->factor);
-            code = greater_of(code, all(q->lo));
-            four = vcvtq_s32_f32(to_integer(lesser_of(code, all(q->hi))));
-        }
-        store_i16(codes + i, four, n - i);
-        uint32x4_t exists = vcltq_s32(lane_i32x4, vdupq_n_s32((int32_t)smaller(4, n - i)));
-        sum = vaddq_s32(sum, vandq_s32(four, vreinterpretq_s32_u32(exists)));
+    uint32_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        int32x4_t low = quantized(&q, x, i, 4), high = quantized(&q, x, i + 4, 4);
+        vst1q_s16(codes + i, vcombine_s16(vmovn_s32(low), vmovn_s32(high)));
+        sum = vaddq_s32(sum, vaddq_s32(low, high));
     }
-    return sum_of_i32(sum);
+    int32_t total = sum_of_i32(sum);
+    for (; i < n; i += 4) {
+        store_i16(codes + i, quantized(&q, x, i, n - i), n - i);
+        for (uint32_t k = i; k < n && k < i + 4; k++)
+            total += codes[k];
+    }
+    return total;
 }
 
 /* 0 and -0 are equal, but the scalar kernel keeps the first of them: so its sign is looked up. */

@@ -11,6 +11,8 @@
  */
 #include "arm_neon.h"
 
+#include <string.h>
+
 INLINE float32x4_t all(float x)
 {
     return vdupq_n_f32(x);
@@ -205,16 +207,24 @@ void bitm_activate__neon(uint32_t activation, float *x, uint32_t n)
 
 INLINE lanes load(const float *x, uint32_t n)
 {
-    lanes values;
-    for (uint32_t k = 0; k < 4; k++)
-        values.four[k] = n > 4 * k ? load_floats(x + 4 * k, n - 4 * k) : all(0.0F);
-    return values;
+    float room[BITM_LANES];
+    if (n < BITM_LANES) {
+        memset(room, 0, sizeof room);
+        memcpy(room, x, n * sizeof *x);
+        x = room;
+    }
+    return (lanes){{vld1q_f32(x), vld1q_f32(x + 4), vld1q_f32(x + 8), vld1q_f32(x + 12)}};
 }
 
-INLINE void store(float *x, uint32_t n, lanes values)
+/* Stores the first n; returns the values with 0 in place of the others. */
+INLINE lanes store(float *x, uint32_t n, lanes values)
 {
-    for (uint32_t k = 0; k < 4 && n > 4 * k; k++)
-        store_floats(x + 4 * k, n - 4 * k, values.four[k]);
+    float room[BITM_LANES], *y = n < BITM_LANES ? room : x;
+    for (int k = 0; k < 4; k++)
+        vst1q_f32(y + 4 * k, values.four[k]);
+    if (n >= BITM_LANES) return values;
+    memcpy(x, room, n * sizeof *x);
+    return load(x, n);
 }
 
 INLINE lanes zeros(void)
@@ -229,11 +239,18 @@ INLINE lanes add(lanes a, lanes b)
     return a;
 }
 
-INLINE lanes add_squares(lanes x, lanes sum)
+INLINE lanes add_products(lanes a, lanes b, lanes sum)
 {
     for (int k = 0; k < 4; k++)
-        sum.four[k] = multiply_add(x.four[k], x.four[k], sum.four[k]);
+        sum.four[k] = multiply_add(a.four[k], b.four[k], sum.four[k]);
     return sum;
+}
+
+INLINE lanes scale(lanes x, float factor)
+{
+    for (int k = 0; k < 4; k++)
+        x.four[k] = vmulq_n_f32(x.four[k], factor);
+    return x;
 }
 
 void bitm_add_norm__neon(const float *x, const float *residual, const float *gain,
@@ -243,8 +260,7 @@ void bitm_add_norm__neon(const float *x, const float *residual, const float *gai
     for (uint32_t i = 0; i < n; i += BITM_LANES) {
         lanes z = load(x + i, n - i);
         if (residual != NULL) z = add(z, load(residual + i, n - i));
-        store(y + i, n - i, z);
-        sum = add(sum, z);
+        sum = add(sum, store(y + i, n - i, z));
     }
     float mean = fold(sum) / (float)n;
 
@@ -253,28 +269,30 @@ void bitm_add_norm__neon(const float *x, const float *residual, const float *gai
         lanes z = load(y + i, n - i);
         for (int k = 0; k < 4; k++)
             z.four[k] = vsubq_f32(z.four[k], all(mean));
-        store(y + i, n - i, z);
-        if (n - i < BITM_LANES) z = load(y + i, n - i); /* again, for zeros past the end */
-        sum = add_squares(z, sum);
+        z = store(y + i, n - i, z);
+        sum = add_products(z, z, sum);
     }
     float variance = fold(sum) / (float)n;
     float factor = 1.0F / sqrtf(variance + eps);
-    for (uint32_t i = 0; i < n; i += 4) {
-        float32x4_t z = vmulq_n_f32(load_floats(y + i, n - i), factor);
-        store_floats(y + i, n - i,
-                     multiply_add(z, load_floats(gain + i, n - i), load_floats(bias + i, n - i)));
+    for (uint32_t i = 0; i < n; i += BITM_LANES) {
+        lanes z = scale(load(y + i, n - i), factor);
+        (void)store(y + i, n - i, add_products(z, load(gain + i, n - i), load(bias + i, n - i)));
     }
 }
 
 void bitm_rms_norm__neon(const float *x, const float *gain, float eps, uint32_t n, float *y)
 {
     lanes sum = zeros();
-    for (uint32_t i = 0; i < n; i += BITM_LANES)
-        sum = add_squares(load(x + i, n - i), sum);
+    for (uint32_t i = 0; i < n; i += BITM_LANES) {
+        lanes z = load(x + i, n - i);
+        sum = add_products(z, z, sum);
+    }
     float factor = 1.0F / sqrtf(fold(sum) / (float)n + eps);
-    for (uint32_t i = 0; i < n; i += 4) {
-        float32x4_t z = vmulq_n_f32(load_floats(x + i, n - i), factor);
-        store_floats(y + i, n - i, vmulq_f32(z, load_floats(gain + i, n - i)));
+    for (uint32_t i = 0; i < n; i += BITM_LANES) {
+        lanes z = scale(load(x + i, n - i), factor), g = load(gain + i, n - i);
+        for (int k = 0; k < 4; k++)
+            z.four[k] = vmulq_f32(z.four[k], g.four[k]);
+        (void)store(y + i, n - i, z);
     }
 }
 
