@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 import bitm_formats
 from bitm import Model
 from bitm.cli import printable
+from conftest import run_command
 from tiny_models import classifier, config, encoder, masked_lm, vector
 
 COMMANDS = ("info", "verify", "fill-mask", "classify", "embed", "bench", "kernels")
@@ -241,6 +243,81 @@ def test_kernels_of_a_model(tools: Tools, tiny_model: Path) -> None:
         assert set(runs.values()) == {"scalar"}
     text = tools.output("kernels", tiny_model, *forced)
     assert re.search(r"^gemm_w1a8 +scalar +yes +yes +int8$", text, re.MULTILINE)
+
+
+# ---- --memory ----
+
+MEMORY_CASES = [
+    ("info", "tiny_model", []),
+    ("info", "headless_model", ["--activations=float32"]),
+    ("verify", "tiny_model", []),
+    ("verify", "tiny_model", ["--activations", "int8"]),
+    ("verify", "headless_model", ["--threads", "3"]),
+    ("verify", "labelled_model", []),
+    ("bench", "tiny_model", ["--batch", "3", "--length", "9", "--positions", "all"]),
+    ("bench", "tiny_model", ["--batch", "70", "--repeat", "2"]),
+    ("bench", "labelled_model", ["--positions", "none"]),
+    ("bench", "headless_model", []),
+    ("embed", "labelled_model", []),
+    ("fill-mask", "tiny_model", ["--threads=1", "w1 [MASK]"]),
+]
+
+
+@pytest.mark.parametrize(("command", "model", "options"), MEMORY_CASES)
+def test_memory(
+    tools: Tools, command: str, model: str, options: list[str], request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(model)
+    document = tools.document(command, path, *options, "--memory")
+    parts = {key: n for key, n in document.items() if key.endswith("_bytes")}
+    total = parts.pop("total_bytes")
+    assert sum(parts.values()) == total
+    assert parts["file_bytes"] == path.stat().st_size
+    with Model(path) as opened:
+        assert parts["model_bytes"] == opened.info["model_bytes"]
+    text = tools.output(command, path, *options, "--memory")
+    assert re.search(rf"^total +{total} bytes", text, re.MULTILINE)
+
+
+def test_memory_of_info_is_what_info_tells(tools: Tools, tiny_model: Path) -> None:
+    told = tools.document("info", tiny_model, "--memory")["session_bytes"]
+    assert told == tools.document("info", tiny_model)["session_bytes_1x128"]
+
+
+def run_within(n_bytes: int, *command: object) -> int:
+    """The exit status of a program that may not have more addresses than this."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (n_bytes, n_bytes))
+
+    return run_command(*command, preexec_fn=limit).returncode
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fill-mask", "The river flows into the Atlantic [MASK]."],
+        ["embed", "word " * 100],
+        ["verify"],
+        ["bench", "--batch=40", "--length=16", "--positions=all", "--repeat=1", "--warmup=0"],
+    ],
+)
+def test_memory_suffices(
+    bitm_tool: Path, small_model: Path, words: list[str], threads: int
+) -> None:
+    command = [bitm_tool, words[0], small_model, *words[1:], "--threads", threads]
+    told = json.loads(run_command(*command, "--memory", "--json").stdout)
+    assert run_within(told["total_bytes"], *command) == 0
+    # And is no wild guess: without the session's share it fails.
+    assert run_within(told["total_bytes"] - told["session_bytes"], *command) != 0
+
+
+def test_memory_of_no_model(tools: Tools, tmp_path: Path) -> None:
+    line = tools.complaint(1, "info", tmp_path / "absent.bitm", "--memory")
+    assert line.startswith("bitm: error: IO: ")
+    line = tools.complaint(1, "bench", tmp_path / "absent.bitm", "--memory", "--threads=2")
+    assert line.startswith("bitm: error: IO: ")
 
 
 # ---- verify ----

@@ -239,6 +239,24 @@ BITM_API bitm_status bitm_session_bytes(const bitm_model *model,
                                         const bitm_session_options *options, size_t *n_bytes,
                                         bitm_error *err);
 
+/* What a model and a session take together. */
+typedef struct bitm_memory {
+    uint32_t struct_size;
+    uint32_t n_threads;     /* that the session computes with, the caller's included */
+    uint64_t file_bytes;    /* mapped: the system reads what is used, and may take it back */
+    uint64_t model_bytes;   /* that bitm_model_open takes beside the file */
+    uint64_t session_bytes; /* that bitm_session_create takes */
+    uint64_t stack_bytes;   /* of the session's threads, without the caller's */
+} bitm_memory;
+
+/* Tells the memory that a model file and a session of it will need, before it is taken: only the
+ * tables of the model, less than model_bytes, are made for a moment.  Options may be NULL;
+ * properties, which may be NULL, is filled too (the caller has set struct_size of both). */
+BITM_API bitm_status bitm_memory_measure(const char *path, const bitm_model_options *model_options,
+                                         const bitm_session_options *session_options,
+                                         bitm_model_properties *properties, bitm_memory *memory,
+                                         bitm_error *err);
+
 /* On failure *session is NULL. */
 BITM_API bitm_status bitm_session_create(const bitm_model *model,
                                          const bitm_session_options *options,

@@ -12,14 +12,20 @@ const char *bitm_version(void)
     return STRING_OF(BITM_VERSION);
 }
 
+bitm_status bitm_check_struct_size(uint32_t given, size_t known, const char *what, bitm_error *err)
+{
+    BITM_CHECK(given >= sizeof given && given <= 4096, BITM_ARGUMENT, err,
+               "%s: struct_size is %u, expected %zu", what, given, known);
+    return BITM_OK;
+}
+
 bitm_status bitm_read_options(void *options, size_t size, const void *given, const char *what,
                               bitm_error *err)
 {
     if (given == NULL) return BITM_OK;
     uint32_t given_size;
     memcpy(&given_size, given, sizeof given_size);
-    BITM_CHECK(given_size >= sizeof given_size && given_size <= 4096, BITM_ARGUMENT, err,
-               "%s: struct_size is %u, expected %zu", what, given_size, size);
+    BITM_TRY(bitm_check_struct_size(given_size, size, what, err));
     /* Fields that a newer caller has appended must be 0: this library does not know them. */
     for (size_t i = size; i < given_size; i++)
         BITM_CHECK(((const uint8_t *)given)[i] == 0, BITM_UNSUPPORTED, err,
@@ -77,17 +83,23 @@ static bitm_status lay_out(const bitm_file *file, bitm_arena *arena, bitm_model 
     return bitm_tokenizer_init(&(*model)->tokenizer, &vocabulary, index, err);
 }
 
-/* Weights as the kernels want them: of a model laid out, whose kernels are chosen. */
-static bitm_status pack_weights(bitm_model *model, bitm_error *err)
+/* How much memory weights as the kernels want them take: of a model laid out, whose kernels are
+ * chosen. */
+static bitm_status measure_packed(bitm_model *model, bitm_error *err)
 {
-    bitm_arena measure = {0}, arena;
-    model->packed_allocation = NULL;
+    bitm_arena measure = {0};
     bitm_backend_pack(&model->network, &model->kernels, &measure);
     BITM_CHECK(!measure.overflow, BITM_NO_MEMORY, err,
                "the packed weights need more memory than this machine can address");
     model->packed_bytes = measure.n_used;
-    if (measure.n_used == 0) return BITM_OK;
-    BITM_TRY(bitm_allocate_arena(&model->allocator, measure.n_used, &arena,
+    return BITM_OK;
+}
+
+static bitm_status pack_weights(bitm_model *model, bitm_error *err)
+{
+    if (model->packed_bytes == 0) return BITM_OK;
+    bitm_arena arena;
+    BITM_TRY(bitm_allocate_arena(&model->allocator, model->packed_bytes, &arena,
                                  &model->packed_allocation, err));
     if (model->allocator.allocate == bitm_os_allocate)
         bitm_os_expect_use(model->packed_allocation, measure.n_used);
@@ -95,8 +107,9 @@ static bitm_status pack_weights(bitm_model *model, bitm_error *err)
     return BITM_OK;
 }
 
+/* A model whose weights are measured, but packed only if `pack` is set. */
 static bitm_status open_bytes(const void *bytes, uint64_t n_bytes,
-                              const bitm_model_options *options, bitm_model **model,
+                              const bitm_model_options *options, bool pack, bitm_model **model,
                               bitm_error *err)
 {
     bitm_file file;
@@ -118,9 +131,11 @@ static bitm_status open_bytes(const void *bytes, uint64_t n_bytes,
         opened->allocation = allocation;
         opened->allocation_bytes = measure.n_used;
         opened->mapping = (bitm_mapping){0};
+        opened->packed_allocation = NULL;
         opened->kernels = kernels;
-        status = pack_weights(opened, err);
+        status = measure_packed(opened, err);
     }
+    if (status == BITM_OK && pack) status = pack_weights(opened, err);
     if (status != BITM_OK) {
         allocator.release(allocator.context, allocation);
         return status;
@@ -145,8 +160,8 @@ static bitm_status read_model_options(bitm_model_options *options, const bitm_mo
     return BITM_OK;
 }
 
-bitm_status bitm_model_open(const char *path, const bitm_model_options *options, bitm_model **model,
-                            bitm_error *err)
+static bitm_status open_file(const char *path, const bitm_model_options *options, bool pack,
+                             bitm_model **model, bitm_error *err)
 {
     BITM_CHECK(path != NULL && model != NULL, BITM_ARGUMENT, err, "path and model must be given");
     *model = NULL;
@@ -155,13 +170,25 @@ bitm_status bitm_model_open(const char *path, const bitm_model_options *options,
     bitm_mapping mapping;
     BITM_TRY(bitm_os_map_file(&mapping, path, err));
     bitm_error reason = {0};
-    bitm_status status = open_bytes(mapping.bytes, mapping.n_bytes, &known, model, &reason);
+    bitm_status status = open_bytes(mapping.bytes, mapping.n_bytes, &known, pack, model, &reason);
     if (status != BITM_OK) {
         bitm_os_unmap_file(&mapping);
         return bitm_fail(err, status, "%s: %s", path, reason.message);
     }
     (*model)->mapping = mapping;
     return BITM_OK;
+}
+
+bitm_status bitm_model_open(const char *path, const bitm_model_options *options, bitm_model **model,
+                            bitm_error *err)
+{
+    return open_file(path, options, true, model, err);
+}
+
+bitm_status bitm_model_open_to_measure(const char *path, const bitm_model_options *options,
+                                       bitm_model **model, bitm_error *err)
+{
+    return open_file(path, options, false, model, err);
 }
 
 bitm_status bitm_model_open_memory(const void *bytes, size_t n_bytes,
@@ -174,7 +201,7 @@ bitm_status bitm_model_open_memory(const void *bytes, size_t n_bytes,
                "the file's memory must be aligned to %d bytes", BITM_FILE_ALIGNMENT);
     bitm_model_options known;
     BITM_TRY(read_model_options(&known, options, err));
-    return open_bytes(bytes, n_bytes, &known, model, err);
+    return open_bytes(bytes, n_bytes, &known, true, model, err);
 }
 
 void bitm_model_close(bitm_model *model)
@@ -221,8 +248,7 @@ bitm_status bitm_model_info(const bitm_model *model, bitm_model_properties *prop
     BITM_CHECK(model != NULL && properties != NULL, BITM_ARGUMENT, err,
                "model and properties must be given");
     uint32_t size = properties->struct_size;
-    BITM_CHECK(size >= sizeof size && size <= 4096, BITM_ARGUMENT, err,
-               "bitm_model_properties: struct_size is %u, expected %zu", size, sizeof *properties);
+    BITM_TRY(bitm_check_struct_size(size, sizeof *properties, "bitm_model_properties", err));
     const bitm_file_header *header = model->file.header;
     const bitm_file_config *config = model->file.config;
     bitm_model_properties known = {

@@ -30,8 +30,16 @@ struct bitm_model {
 bitm_status bitm_allocate_arena(const bitm_allocator *allocator, size_t n_bytes, bitm_arena *arena,
                                 void **allocation, bitm_error *err);
 
+/* bitm_model_open, but for packing the weights: packed_bytes says what they would take.  No session
+ * of the model may run. */
+bitm_status bitm_model_open_to_measure(const char *path, const bitm_model_options *options,
+                                       bitm_model **model, bitm_error *err);
+
 /* Fails unless the file carries a vocabulary. */
 bitm_status bitm_model_needs_vocabulary(const bitm_model *model, bitm_error *err);
+
+/* Fails when the struct_size of a caller's struct is impossible; known is this library's. */
+bitm_status bitm_check_struct_size(uint32_t given, size_t known, const char *what, bitm_error *err);
 
 /* Copies the caller's options over defaults, as far as the caller's version of the struct goes;
  * fails when struct_size is impossible. `what` names the struct in the message. */

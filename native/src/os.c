@@ -116,7 +116,7 @@ static DWORD WINAPI thread_main(LPVOID argument)
 
 bool bitm_os_thread_start(bitm_thread *thread)
 {
-    HANDLE handle = CreateThread(NULL, 1 << 19, thread_main, thread, 0, NULL);
+    HANDLE handle = CreateThread(NULL, BITM_OS_STACK_BYTES, thread_main, thread, 0, NULL);
     *(HANDLE *)(void *)thread->storage = handle;
     return handle != NULL;
 }
@@ -205,9 +205,6 @@ void bitm_os_expect_use(void *memory, size_t n_bytes)
     (void)n_bytes;
 #endif
 }
-
-/* Worker threads need little, but musl's default of 128 KiB leaves none to spare. */
-enum { STACK_BYTES = 1 << 19 };
 
 _Static_assert(sizeof(pthread_mutex_t) <= sizeof(bitm_mutex), "storage");
 _Static_assert(sizeof(pthread_cond_t) <= sizeof(bitm_condition), "storage");
@@ -344,7 +341,7 @@ bool bitm_os_thread_start(bitm_thread *thread)
 {
     pthread_attr_t attributes;
     if (pthread_attr_init(&attributes) != 0) return false;
-    (void)pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    (void)pthread_attr_setstacksize(&attributes, BITM_OS_STACK_BYTES);
     bool started =
         pthread_create((pthread_t *)(void *)thread->storage, &attributes, thread_main, thread) == 0;
     (void)pthread_attr_destroy(&attributes);

@@ -58,6 +58,9 @@ typedef struct bitm_thread {
     _Alignas(16) unsigned char storage[16];
 } bitm_thread;
 
+/* Of each thread: they need little, but musl's default of 128 KiB leaves none to spare. */
+enum { BITM_OS_STACK_BYTES = 1 << 19 };
+
 /* False when the system refuses. */
 bool bitm_os_thread_start(bitm_thread *thread); /* run and context set; must stay in place */
 void bitm_os_thread_join(bitm_thread *thread);

@@ -116,6 +116,38 @@ bitm_status bitm_session_bytes(const bitm_model *model, const bitm_session_optio
     return measure(model, &l, n_bytes, err);
 }
 
+bitm_status bitm_memory_measure(const char *path, const bitm_model_options *model_options,
+                                const bitm_session_options *session_options,
+                                bitm_model_properties *properties, bitm_memory *memory,
+                                bitm_error *err)
+{
+    bitm_session_options options;
+    limits l;
+    bitm_model *model;
+    size_t n_bytes = 0;
+    BITM_CHECK(memory != NULL, BITM_ARGUMENT, err, "memory must be given");
+    uint32_t size = memory->struct_size;
+    BITM_TRY(bitm_check_struct_size(size, sizeof *memory, "bitm_memory", err));
+    BITM_TRY(bitm_model_open_to_measure(path, model_options, &model, err));
+    bitm_status status = read_limits(model, session_options, &options, &l, err);
+    if (status == BITM_OK) status = measure(model, &l, &n_bytes, err);
+    if (status == BITM_OK && properties != NULL) status = bitm_model_info(model, properties, err);
+    if (status == BITM_OK) {
+        bitm_memory known = {
+            .struct_size = size,
+            .n_threads = l.n_threads,
+            .file_bytes = model->file.header->file_bytes,
+            .model_bytes = model->allocation_bytes + model->packed_bytes,
+            .session_bytes = n_bytes,
+            .stack_bytes = (uint64_t)(l.n_threads - 1) * BITM_OS_STACK_BYTES,
+        };
+        memset(memory, 0, size);
+        memcpy(memory, &known, size < sizeof known ? size : sizeof known);
+    }
+    bitm_model_close(model);
+    return status;
+}
+
 bitm_status bitm_session_create(const bitm_model *model, const bitm_session_options *options,
                                 bitm_session **session, bitm_error *err)
 {

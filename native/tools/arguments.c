@@ -66,7 +66,8 @@ static const struct option {
     const char *words[4];
 } options[] = {
 #define PLACE(field) offsetof(bitm_arguments, field)
-    {.name = "--json", .bit = OPTION_JSON},
+    {.name = "--json", .bit = OPTION_JSON, .place = PLACE(json)},
+    {.name = "--memory", .bit = OPTION_MEMORY, .place = PLACE(memory)},
     {"--threads", OPTION_THREADS, VALUE_NUMBER, PLACE(threads), 1, 1024, "1 to 1024", {0}},
     {"--top-k", OPTION_TOP_K, VALUE_NUMBER, PLACE(top_k), 1, 1000000, "1 to 1000000", {0}},
     {"--batch", OPTION_BATCH, VALUE_NUMBER, PLACE(batch), 1, 65536, "1 to 65536", {0}},
@@ -149,7 +150,7 @@ static bool parse_option(const bitm_command *command, const struct option *optio
     if (option->kind == VALUE_NONE) {
         if (value != NULL)
             bitm_usage_error(command->name, "argument %s: takes no value", option->name);
-        arguments->json = true; /* the only one of its kind */
+        *(bool *)((char *)arguments + option->place) = true;
         return value == NULL;
     }
     if (value == NULL && *i + 1 < n_words && !looks_like_option(words[*i + 1])) value = words[++*i];

@@ -74,19 +74,46 @@ static void add_subjects(bench *b)
     add_head(b);
 }
 
+static uint32_t length_of(const bitm_arguments *arguments, const bitm_model_properties *properties)
+{
+    uint32_t standard = properties->max_positions < 64 ? properties->max_positions : 64;
+    return arguments->length > 0 ? arguments->length : standard;
+}
+
+static size_t most_output(const bench *b)
+{
+    size_t most = 0;
+    for (size_t i = 0; i < b->n_subjects; i++)
+        most = b->subjects[i].n_output > most ? b->subjects[i].n_output : most;
+    return most;
+}
+
+static bitm_tool_need need_of_bench(const bitm_arguments *arguments,
+                                    const bitm_model_properties *properties)
+{
+    bench b = {.arguments = arguments,
+               .properties = *properties,
+               .length = length_of(arguments, properties)};
+    add_subjects(&b);
+    uint64_t n_ids = (uint64_t)arguments->batch * (b.length + 1);
+    return (bitm_tool_need){.max_batch = arguments->batch,
+                            .max_length = b.length,
+                            .result_bytes = (uint64_t)most_output(&b) * sizeof(float) +
+                                            n_ids * sizeof(int32_t) +
+                                            arguments->repeat * sizeof(double)};
+}
+
 static bitm_status prepare(bench *b, bitm_error *err)
 {
     const bitm_arguments *arguments = b->arguments;
     BITM_TOOL_TRY(bitm_tool_open(arguments, &b->model, &b->properties, err));
-    uint32_t most = b->properties.max_positions;
-    b->length = arguments->length;
-    if (b->length == 0) b->length = most < 64 ? most : 64;
+    b->length = length_of(arguments, &b->properties);
     bitm_session_options options =
         bitm_tool_session_options(arguments, arguments->batch, b->length);
     BITM_TOOL_TRY(bitm_session_create(b->model, &options, &b->session, err));
 
     void *memory;
-    size_t n_ids = (size_t)arguments->batch * b->length, n_output = 0;
+    size_t n_ids = (size_t)arguments->batch * b->length;
     BITM_TOOL_TRY(bitm_tool_allocate(&memory, n_ids, sizeof *b->ids, err));
     b->ids = memory;
     bitm_tool_fill_ids(b->ids, n_ids, b->properties.vocab_size);
@@ -95,9 +122,7 @@ static bitm_status prepare(bench *b, bitm_error *err)
     for (uint32_t i = 0; i < arguments->batch; i++)
         b->positions[i] = (int32_t)(b->length / 2);
     add_subjects(b);
-    for (size_t i = 0; i < b->n_subjects; i++)
-        n_output = b->subjects[i].n_output > n_output ? b->subjects[i].n_output : n_output;
-    BITM_TOOL_TRY(bitm_tool_allocate(&memory, n_output, sizeof *b->output, err));
+    BITM_TOOL_TRY(bitm_tool_allocate(&memory, most_output(b), sizeof *b->output, err));
     b->output = memory;
     BITM_TOOL_TRY(bitm_tool_allocate(&memory, arguments->repeat, sizeof *b->times, err));
     b->times = memory;
@@ -250,5 +275,6 @@ const bitm_command bitm_command_bench = {
             "one)\n" BITM_HELP_OPTIONS_TO_RUN "\n"
             "example:\n"
             "  bitm bench model.bitm --length 128 --threads 1\n",
+    .need = need_of_bench,
     .run = run_bench,
 };

@@ -202,6 +202,7 @@ int main(int n_words, char **words)
     }
     bitm_arguments arguments;
     if (!bitm_arguments_parse(command, n_words, words, &arguments)) return EXIT_USAGE;
-    bitm_status status = command->run(&arguments, &w, &err);
+    bitm_status status = arguments.memory ? bitm_tool_write_memory(command, &arguments, &w, &err)
+                                          : command->run(&arguments, &w, &err);
     return finish(&w, status, &err);
 }

@@ -138,5 +138,6 @@ const bitm_command bitm_command_classify = {
         "  --top-k N             labels of each text (default: 5)\n" BITM_HELP_OPTIONS_TO_RUN "\n"
         "example:\n"
         "  bitm classify model.bitm \"What a wonderful film.\" --top-k 2\n",
+    .need = bitm_tool_need_of_text,
     .run = run_classify,
 };

@@ -97,5 +97,6 @@ const bitm_command bitm_command_embed = {
         "mean)\n" BITM_HELP_OPTIONS_TO_RUN "\n"
         "example:\n"
         "  bitm embed model.bitm \"Paris is the capital of France.\"\n",
+    .need = bitm_tool_need_of_text,
     .run = run_embed,
 };

@@ -253,5 +253,6 @@ const bitm_command bitm_command_fill_mask = {
             "vocabulary)\n" BITM_HELP_OPTIONS_TO_RUN "\n"
             "example:\n"
             "  bitm fill-mask model.bitm \"Paris is the [MASK] of France.\" --top-k 3\n",
+    .need = bitm_tool_need_of_text,
     .run = run_fill_mask,
 };

@@ -39,12 +39,17 @@ typedef struct facts {
     uint32_t n_threads;
 } facts;
 
+/* The length of the session whose memory is told. */
+static uint32_t shown_length(const bitm_model_properties *properties)
+{
+    return properties->max_positions < 128 ? properties->max_positions : 128;
+}
+
 static bitm_status gather(facts *f, bitm_error *err)
 {
     const bitm_arguments *arguments = f->arguments;
     BITM_TOOL_TRY(bitm_tool_open(arguments, &f->model, &f->properties, err));
-    uint32_t most = f->properties.max_positions;
-    f->session_length = most < 128 ? most : 128;
+    f->session_length = shown_length(&f->properties);
     bitm_session_options options = bitm_tool_session_options(arguments, 1, f->session_length);
     BITM_TOOL_TRY(bitm_session_bytes(f->model, &options, &f->session_bytes, err));
     BITM_TOOL_TRY(bitm_tool_threads(f->model, arguments, &f->n_threads, err));
@@ -249,6 +254,13 @@ static bitm_status write_json(bitm_writer *w, const facts *f, bitm_error *err)
     return BITM_OK;
 }
 
+static bitm_tool_need need_of_info(const bitm_arguments *arguments,
+                                   const bitm_model_properties *properties)
+{
+    (void)arguments;
+    return (bitm_tool_need){.max_batch = 1, .max_length = shown_length(properties)};
+}
+
 static bitm_status run_info(const bitm_arguments *arguments, bitm_writer *w, bitm_error *err)
 {
     facts f = {.arguments = arguments};
@@ -272,6 +284,7 @@ const bitm_command bitm_command_info = {
         "options:\n" BITM_HELP_OPTIONS_TO_RUN "\n"
         "example:\n"
         "  bitm info model.bitm\n",
+    .need = need_of_info,
     .run = run_info,
 };
 

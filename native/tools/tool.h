@@ -85,11 +85,15 @@ typedef enum bitm_tool_option {
     OPTION_REPEAT = 1 << 8,
     OPTION_WARMUP = 1 << 9,
     OPTION_POSITIONS = 1 << 10,
-    OPTION_POOLING = 1 << 11
+    OPTION_POOLING = 1 << 11,
+    OPTION_MEMORY = 1 << 12
 } bitm_tool_option;
 
 /* The options of a command that runs a model. */
-enum { OPTIONS_TO_RUN = OPTION_THREADS | OPTION_ACTIVATIONS | OPTION_KERNELS | OPTION_JSON };
+enum {
+    OPTIONS_TO_RUN = OPTION_THREADS | OPTION_ACTIVATIONS | OPTION_KERNELS | OPTION_MEMORY |
+    OPTION_JSON
+};
 
 typedef enum bitm_tool_positions {
     POSITIONS_ONE,
@@ -114,8 +118,16 @@ typedef struct bitm_arguments {
     uint32_t warmup;
     uint32_t positions; /* bitm_tool_positions */
     uint32_t pooling;   /* bitm_tool_pooling */
+    bool memory;        /* tell the memory that it would take, instead of running */
     bool json;
 } bitm_arguments;
+
+/* What a command will ask of a session, and what it will hold of results. */
+typedef struct bitm_tool_need {
+    uint32_t max_batch, max_length;
+    bool every_mode; /* one session after another for all arithmetics of activations */
+    uint64_t result_bytes;
+} bitm_tool_need;
 
 typedef struct bitm_command {
     const char *name;
@@ -123,6 +135,9 @@ typedef struct bitm_command {
     bool needs_model;
     bool takes_texts;
     const char *help;
+    /* With OPTION_MEMORY; reads the arguments and the model's properties, and runs nothing. */
+    bitm_tool_need (*need)(const bitm_arguments *arguments,
+                           const bitm_model_properties *properties);
     bitm_status (*run)(const bitm_arguments *arguments, bitm_writer *w, bitm_error *err);
 } bitm_command;
 
@@ -173,6 +188,16 @@ const char *bitm_tool_mode_name(uint32_t mode);
 bitm_status bitm_tool_write_kernels(bitm_writer *w, const bitm_model *model,
                                     const bitm_arguments *arguments, bitm_error *err);
 
+/* ---- Memory (memory.c) ---- */
+
+/* Prints the memory that a command will need, before anything of it is taken. */
+bitm_status bitm_tool_write_memory(const bitm_command *command, const bitm_arguments *arguments,
+                                   bitm_writer *w, bitm_error *err);
+
+/* The need of commands on texts: one text of any length that the model takes. */
+bitm_tool_need bitm_tool_need_of_text(const bitm_arguments *arguments,
+                                      const bitm_model_properties *properties);
+
 /* ---- Texts (texts.c) ---- */
 
 /* Prints what a command makes of a text, or adds it to the JSON object of the text. */
@@ -206,7 +231,9 @@ extern const bitm_command bitm_command_kernels;
     "  --activations MODE    auto, int8, int16 or float32 (default: auto, which is int16)\n"       \
     "  --kernels OP=VARIANT,...\n"                                                                 \
     "                        forces kernels, for measurements; see 'bitm "                         \
-    "kernels'\n" BITM_HELP_OPTIONS
+    "kernels'\n"                                                                                   \
+    "  --memory              tell the memory that this would take, and do nothing "                \
+    "else\n" BITM_HELP_OPTIONS
 #define BITM_HELP_OPTIONS                                                                          \
     "  --json                print one JSON document\n"                                            \
     "  --help                print this text\n"                                                    \

@@ -150,6 +150,18 @@ static bitm_status verify(const bitm_model *model, const bitm_model_properties *
     return BITM_OK;
 }
 
+static bitm_tool_need need_of_verify(const bitm_arguments *arguments,
+                                     const bitm_model_properties *properties)
+{
+    (void)arguments;
+    probe p = {.n_output = 0};
+    prepare(&p, properties);
+    return (bitm_tool_need){.max_batch = 1,
+                            .max_length = p.batch.length,
+                            .every_mode = true,
+                            .result_bytes = (uint64_t)p.n_output * sizeof(float)};
+}
+
 static bitm_status run_verify(const bitm_arguments *arguments, bitm_writer *w, bitm_error *err)
 {
     bitm_model *model = NULL;
@@ -174,5 +186,6 @@ const bitm_command bitm_command_verify = {
         "options:\n" BITM_HELP_OPTIONS_TO_RUN "\n"
         "example:\n"
         "  bitm verify model.bitm\n",
+    .need = need_of_verify,
     .run = run_verify,
 };

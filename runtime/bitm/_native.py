@@ -80,6 +80,12 @@ def _options(kind: str, **fields: object) -> Any:
     return options
 
 
+def _fields(pointer: Any) -> dict[str, int]:
+    """The numbers of a struct, but for its size."""
+    fields = ffi.typeof(pointer).item.fields
+    return {name: getattr(pointer, name) for name, _ in fields if name != "struct_size"}
+
+
 def _int32s(array: Int32s | None) -> Any:
     return ffi.NULL if array is None else ffi.from_buffer("int32_t[]", array)
 
@@ -116,8 +122,7 @@ class Library:
         error = ffi.new("bitm_error *")
         properties = _options("bitm_model_properties")
         _check(lib.bitm_model_info(self.handle, properties, error), error)
-        fields = ffi.typeof("bitm_model_properties").fields
-        return {name: getattr(properties, name) for name, _ in fields if name != "struct_size"}
+        return _fields(properties)
 
     def metadata(self) -> dict[str, str]:
         """Returns the metadata of the file."""
@@ -328,6 +333,31 @@ def sigmoid(logits: Floats) -> Floats:
     return scores
 
 
+def measure(
+    path: str,
+    kernels: str | None,
+    max_batch: int,
+    max_length: int,
+    threads: int,
+    activations: str,
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Returns the memory that a file and a session of it would take, and the file's properties.
+
+    Raises:
+        BitmError: as Library and Session would.
+    """
+    error, memory = ffi.new("bitm_error *"), _options("bitm_memory")
+    forced = ffi.NULL if kernels is None else ffi.new("char[]", kernels.encode())
+    model_options = _options("bitm_model_options", kernels=forced)
+    session_options = Session._session_options(max_batch, max_length, threads, activations)
+    properties = _options("bitm_model_properties")
+    status = lib.bitm_memory_measure(
+        _path_bytes(path), model_options, session_options, properties, memory, error
+    )
+    _check(status, error)
+    return _fields(memory), _fields(properties)
+
+
 def open_memory(data: bytes, verify: bool) -> None:
     """Opens a file that lies in memory, verifies it if asked to, and closes it again.
 
@@ -356,6 +386,7 @@ __all__ = [
     "Library",
     "Session",
     "default_kernels",
+    "measure",
     "open_memory",
     "sigmoid",
     "softmax",

@@ -60,6 +60,7 @@ HELP_OPTIONS_TO_RUN = f"""\
   --activations MODE    auto, int8, int16 or float32 (default: auto, which is int16)
   --kernels OP=VARIANT,...
                         forces kernels, for measurements; see 'bitm kernels'
+  --memory              tell the memory that this would take, and do nothing else
 {HELP_OPTIONS}"""
 HELP = {
     "": """\
@@ -225,6 +226,12 @@ def _print(text: str) -> None:
         raise _OutputError from None
 
 
+def _version() -> str:
+    from bitm import __version__
+
+    return __version__
+
+
 def _print_json(document: Mapping[str, object]) -> None:
     _print(json.dumps(document, indent=2) + "\n")
 
@@ -275,6 +282,7 @@ def _parser(command: str) -> _Parser:
     if command != "kernels":
         parser.number("--threads", 1, 1024, None)
         parser.choice("--activations", ACTIVATIONS, "auto")
+        parser.add_argument("--memory", action="store_true")
     if command in ("fill-mask", "classify", "embed"):
         parser.add_argument("texts", nargs="*")
     if command in ("fill-mask", "classify"):
@@ -668,6 +676,76 @@ def _run_bench(arguments: argparse.Namespace) -> None:
         _print(_bench_text(document))
 
 
+# ---- Memory ----
+
+# More than the program in C takes with the C library, its stack and texts: see tools/memory.c.
+PROGRAM_BYTES = 4 << 20
+
+
+def _need(
+    command: str, arguments: argparse.Namespace, properties: Mapping[str, int]
+) -> tuple[int, int, int]:
+    """What the command in C asks of a session: batch, length; and the bytes of its results."""
+    most, vocab_size = properties["max_positions"], properties["vocab_size"]
+    hidden_size, n_labels = properties["hidden_size"], properties["n_labels"]
+    head = properties["head"]
+    if command == "info":
+        return 1, min(128, most), 0
+    if command == "bench":
+        batch = arguments.batch
+        length = arguments.length or min(64, most)
+        n_floats = batch * length * hidden_size
+        if head != 0 and arguments.positions != "none":
+            one = head == CLASSIFIER_HEAD or (
+                head in MASKED_LM_HEADS and arguments.positions == "one"
+            )
+            width = vocab_size if head in MASKED_LM_HEADS else n_labels
+            n_floats = max(n_floats, (batch if one else batch * length) * width)
+        return batch, length, 4 * n_floats + 4 * batch * (length + 1) + 8 * arguments.repeat
+    if command != "verify":
+        return 1, most, 4 * (most * hidden_size + n_labels)
+    length = min(VERIFY_TOKENS, most)
+    if head in MASKED_LM_HEADS:
+        return 1, length, 4 * -(-length // VERIFY_STEP) * vocab_size
+    n_rows = 1 if head == CLASSIFIER_HEAD else length
+    return 1, length, 4 * n_rows * (hidden_size if head == 0 else n_labels)
+
+
+def _tell_memory(command: str, arguments: argparse.Namespace) -> None:
+    """Prints the memory that a command of the program in C needs, before anything is taken."""
+    from bitm._native import measure
+
+    def measured(batch: int, length: int, mode: str) -> tuple[dict[str, int], dict[str, int]]:
+        return measure(
+            arguments.model, arguments.kernels, batch, length, arguments.threads or 0, mode
+        )
+
+    _, properties = measured(1, 1, arguments.activations)
+    batch, length, result_bytes = _need(command, arguments, properties)
+    every = command == "verify" and arguments.activations == "auto"
+    modes = ACTIVATIONS[1:] if every else (arguments.activations,)
+    found = [measured(batch, length, mode)[0] for mode in modes]
+    memory = max(found, key=lambda each: each["session_bytes"])
+    parts = {
+        "file": (memory["file_bytes"], "mapped: the system reads what is used"),
+        "model": (memory["model_bytes"], "tables, and weights as the kernels want them"),
+        "session": (memory["session_bytes"], "all that a run works on"),
+        "stack": (memory["stack_bytes"], "of further threads"),
+        "result": (result_bytes, "before they are printed"),
+        "program": (PROGRAM_BYTES, "at most: the program in C itself, and texts"),
+    }
+    parts["total"] = (sum(n_bytes for n_bytes, _ in parts.values()), "all of this")
+    if arguments.json:
+        document = {"path": arguments.model, "batch": batch, "length": length}
+        document["threads"] = memory["n_threads"]
+        document.update({f"{name}_bytes": n_bytes for name, (n_bytes, _) in parts.items()})
+        _print_json({**document, "version": _version()})
+        return
+    size = f"{batch} x {length} tokens, {memory['n_threads']} threads"
+    rows = "".join(f"{name:<10} {n:14} bytes  {what}\n" for name, (n, what) in parts.items())
+    _print(f"memory of {printable(arguments.model)} for {size}\n{rows}")
+
+
 # ---- kernels ----
 
 
@@ -720,13 +798,15 @@ def _run(words: list[str]) -> None:
     if "--help" in asked or "-h" in asked:
         _print(HELP[command])
     elif "--version" in asked:
-        from bitm import __version__
-
-        _print(f"bitm {__version__}\n")
+        _print(f"bitm {_version()}\n")
     elif not command:
         raise _UsageError(f"unrecognized arguments: {words[0]}")
     else:
-        COMMANDS[command](_parse(command, rest))
+        arguments = _parse(command, rest)
+        if command != "kernels" and arguments.memory:
+            _tell_memory(command, arguments)
+        else:
+            COMMANDS[command](arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
