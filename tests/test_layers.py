@@ -85,7 +85,7 @@ def c_files(folder: Path = ROOT / "native") -> list[Path]:
 
 
 def all_c_files() -> list[Path]:
-    return c_files() + c_files(ROOT / "tests/native")
+    return c_files() + c_files(ROOT / "tests/native") + c_files(ROOT / "examples")
 
 
 def python_files() -> list[Path]:

@@ -225,7 +225,9 @@ static void torture(checks *c, const life *l)
     CHECK(c, status == BITM_OK && watch.n_requests == n - 1);
     /* At least the memory of model and session, and what each thread takes. */
     unsigned least = 2 + (l->n_threads > 1 ? 3 + 2 * (l->n_threads - 1) : 0);
-    CHECK(c, n - 1 >= least + (l->bytes != NULL ? 0 : 3));
+    /* And of a file: open, mmap, and fstat, which musl calls by another name on 32 bits. */
+    unsigned of_file = sizeof(void *) == 4 ? 2 : 3;
+    CHECK(c, n - 1 >= least + (l->bytes != NULL ? 0 : of_file));
 }
 
 static bool write_file(const void *bytes, size_t n_bytes)
