@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import subprocess
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitm import Model
+from machine import machine
 
 MODES = ("float32", "int16", "int8")
 Ints = npt.NDArray[np.int64]
@@ -60,17 +60,6 @@ def evaluate(path: Path, mode: str, inputs: Ints, positions: Ints, targets: Ints
         "seconds": seconds,
         "best": best,
     }
-
-
-def machine() -> str:
-    """Returns the name of the processor, as far as the system tells it."""
-    facts = Path("/proc/cpuinfo")
-    names = [
-        line.partition(":")[2].strip()
-        for line in (facts.read_text().splitlines() if facts.exists() else [])
-        if line.startswith("model name")
-    ]
-    return f"{names[0]}, {len(names)} CPUs" if names else platform.machine()
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
+
+from machine import machine
 
 OPTIONS = (
     "",
@@ -140,7 +141,7 @@ def main() -> None:
             "command": "python bench/file_sizes.py",
             "commit": head.stdout.strip(),
             "date": datetime.date.today().isoformat(),
-            "machine": platform.processor() or platform.machine(),
+            "machine": machine(),
             "conversions": results,
         }
         arguments.output.write_text(json.dumps(document, indent=1) + "\n")

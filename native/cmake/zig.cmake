@@ -44,12 +44,13 @@ if(NOT BITM_ZIG)
 endif()
 
 # CMake wants a program of each kind by itself, and zig writes into the home folder unless it is told
-# otherwise.  Without -O it would add checks to the code and compile its libraries once more.  It also
-# has its own names for the instruction sets that isa.cmake gives as gcc does.
+# otherwise.  It compiles the target's C library when it first links, for musl a minute of work, once
+# for each CPU, with and without -O and -s: so every link has both.  It also has its own names for the
+# instruction sets that isa.cmake gives as gcc does.
 set(BITM_ZIG_PROGRAMS "${CMAKE_BINARY_DIR}/zig-programs")
 file(WRITE "${BITM_ZIG_PROGRAMS}/cc" "#!/bin/sh
 export ZIG_GLOBAL_CACHE_DIR='${BITM_ZIG_CACHE}' ZIG_LOCAL_CACHE_DIR='${BITM_ZIG_CACHE}'
-cpu=${BITM_ZIG_CPU}
+cpu=${BITM_ZIG_CPU} strip=-s
 for word; do
   shift
   case $word in
@@ -57,10 +58,11 @@ for word; do
       cpu=generic+$(echo \"\${word#-march=arm}\" | sed 's/^\\(v[0-9]*\\)[.]\\([0-9]*\\)-a/\\1_\\2a/; s/^\\(v[0-9]*\\)-a/\\1a/')
       ;;
     -mfpu=neon-vfpv4) cpu=generic+v7a+neon+vfp4 ;;
+    -c | -S | -E) strip= && set -- \"$@\" $word ;;
     *) set -- \"$@\" \"$word\" ;;
   esac
 done
-exec '${BITM_ZIG}' cc -O2 -target ${BITM_ZIG_TARGET} \${cpu:+-mcpu=$cpu} \"$@\"
+exec '${BITM_ZIG}' cc -O2 \$strip -target ${BITM_ZIG_TARGET} \${cpu:+-mcpu=$cpu} \"$@\"
 ")
 foreach(program ar ranlib rc)
   file(WRITE "${BITM_ZIG_PROGRAMS}/${program}" "#!/bin/sh
@@ -78,10 +80,8 @@ set(CMAKE_RC_COMPILER "${BITM_ZIG_PROGRAMS}/rc" CACHE FILEPATH "")
 foreach(kind LIBRARY INCLUDE PACKAGE)
   set(CMAKE_FIND_ROOT_PATH_MODE_${kind} ONLY)
 endforeach()
-# For every link, CMake's own trials too: zig compiles the target's C library once for each set of
-# options that matter to it, a minute each for musl.
-set(CMAKE_EXE_LINKER_FLAGS_INIT -s)
-set(CMAKE_SHARED_LINKER_FLAGS_INIT -s)
+# Trials of flags link nothing: zig would compile the C library for each.
+set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
 
 # ---- Tests run in an emulator, where there is one ----
 
