@@ -72,12 +72,24 @@ $(addprefix dist/cross/,$(TARGET)): dist/cross/%: $(VENV)/ready
 	cmake --install build/cross/$* --prefix $@ >/dev/null
 	cd $@ && sha256sum * >.sums && mv .sums SHA256SUMS
 
+# Wheels for boards: the platform's name tells pip the oldest glibc, which the preset's target keeps to.
+cross-wheels: $(VENV)/ready ## build dist/cross/*.whl for 64-bit and 32-bit ARM
+	rm -f dist/cross/*.whl
+	for machine in aarch64:aarch64-linux-gnu.2.17 armv7l:arm-linux-gnueabihf.2.17; do \
+	  _PYTHON_HOST_PLATFORM=manylinux_2_17_$${machine%%:*} \
+	  python -m build --no-isolation --wheel --outdir dist/cross \
+	    -Ccmake.define.CMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/cmake/zig.cmake \
+	    -Ccmake.define.BITM_ZIG_TARGET=$${machine#*:} \
+	    -Ccmake.define.BITM_ZIG_CACHE=$(CURDIR)/build/zig-cache || exit 1; \
+	done
+
 # What CI tries of them.  The native example is what the others' answers are compared with.
 TRIED := aarch64-musl armv7-musl aarch64-glibc2.27 x86_64-windows aarch64-macos
 EMULATED := $(filter %-musl %-glibc2.27,$(TRIED))
 
 test-cross: build dev ## build for other machines, and run what an emulator can
 	$(MAKE) --no-print-directory cross TARGET='$(TRIED)'
+	$(MAKE) --no-print-directory cross-wheels
 	for target in $(EMULATED); do \
 	  ctest --test-dir build/cross/$$target --output-on-failure -E checkkernels || exit 1; \
 	done

@@ -5,6 +5,8 @@ Run by `make test-cross`, which builds them and says which there are.
 
 from __future__ import annotations
 
+import base64
+import csv
 import hashlib
 import json
 import os
@@ -12,6 +14,7 @@ import re
 import shutil
 import struct
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,12 @@ def readelf(*words: object) -> str:
     return done.stdout
 
 
+def newest_glibc(path: Path) -> tuple[int, ...]:
+    """The version of glibc that a program or a library needs."""
+    versions = re.findall(r"Name: GLIBC_([0-9.]+)", readelf("--version-info", path))
+    return max(tuple(map(int, version.split("."))) for version in versions)
+
+
 @pytest.fixture(scope="module")
 def native() -> Path:
     """The build folder of this machine."""
@@ -86,15 +95,13 @@ def test_programs_are_of_the_machine_and_need_libc_alone(target: str) -> None:
         assert header[:4] == b"\x7fELF"
         assert struct.unpack_from("<H", header, 18)[0] == ELF_MACHINE[machine]
         needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", readelf("--dynamic", path)))
-        versions = re.findall(r"Name: GLIBC_([0-9.]+)", readelf("--version-info", path))
         if kind == "musl":
             assert needed <= ({"libc.so"} if name == "libbitm.so" else set())
-            assert versions == []
+            assert "GLIBC" not in readelf("--version-info", path)
         else:
             assert needed <= LIBC
-            newest = tuple(map(int, kind.removeprefix("glibc").split(".")))
-            assert versions
-            assert max(tuple(map(int, version.split("."))) for version in versions) <= newest
+            most = tuple(map(int, kind.removeprefix("glibc").split(".")))
+            assert newest_glibc(path) <= most
     assert (folder(target) / "bitm").stat().st_size < MOST_BYTES
     if kind == "musl":
         assert "INTERP" not in readelf("--program-headers", folder(target) / "bitm")
@@ -141,12 +148,34 @@ def test_memory_is_told(target: str, small_model: Path) -> None:
 
 @pytest.mark.parametrize("target", of_kind("musl", "glibc"))
 def test_example_answers_as_on_this_machine(target: str, native: Path, small_model: Path) -> None:
-    expected = run_command(native / "tests/embed_in_c", small_model, TEXT)
+    expected = run_command(native / "embed_in_c", small_model, TEXT)
     assert re.fullmatch(r"ocean 0\.8\d+\n", expected.stdout)
-    built = ROOT / "build/cross" / target / "tests/embed_in_c"
+    built = ROOT / "build/cross" / target / "embed_in_c"
     found = run_command(*emulator(target), built, small_model, TEXT)
     assert found.returncode == 0, found.stderr
     assert found.stdout == expected.stdout
+
+
+@pytest.mark.parametrize(("platform", "machine"), [("aarch64", 183), ("armv7l", 40)])
+def test_wheel(platform: str, machine: int, tmp_path: Path) -> None:
+    (path,) = (ROOT / "dist/cross").glob(f"bitm-*-py3-none-manylinux_2_17_{platform}.whl")
+    with zipfile.ZipFile(path) as wheel:
+        wheel.extractall(tmp_path)
+    (record,) = tmp_path.glob("*.dist-info/RECORD")
+    with record.open(newline="") as lines:
+        rows = list(csv.reader(lines))
+    files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert {name for name, _, _ in rows} == files
+    for name, digest, size in rows:
+        if name == str(record.relative_to(tmp_path)):
+            continue
+        data = (tmp_path / name).read_bytes()
+        expected = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+        assert (digest, int(size)) == (f"sha256={expected}", len(data))
+    library = tmp_path / "bitm/libbitm.so"
+    assert struct.unpack_from("<H", library.read_bytes(), 18)[0] == machine
+    assert newest_glibc(library) <= (2, 17)
+    assert [name for name in files if name.endswith(".so")] == ["bitm/libbitm.so"]
 
 
 def test_example_is_short() -> None:

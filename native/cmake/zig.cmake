@@ -6,7 +6,8 @@
 #
 # BITM_ZIG_TARGET  what zig calls -target; glibc targets end with the oldest version that is to run
 #                  the result: aarch64-linux-gnu.2.17
-# BITM_ZIG_CPU     what zig calls -mcpu: the least CPU that is to run the result
+# BITM_ZIG_CPU     what zig calls -mcpu: the least CPU that is to run the result (default: zig's, and
+#                  for 32-bit ARM that of Debian, without NEON: kernels for it are chosen at run time)
 # BITM_ZIG_CACHE   where zig keeps what it has compiled, C libraries of targets among it
 #
 # CMakePresets.json has a preset for each target that is tested.
@@ -26,6 +27,10 @@ elseif(CMAKE_MATCH_2 STREQUAL "macos")
   set(CMAKE_SYSTEM_NAME Darwin)
 else()
   set(CMAKE_SYSTEM_NAME Linux)
+endif()
+
+if(NOT BITM_ZIG_CPU AND CMAKE_SYSTEM_PROCESSOR STREQUAL "arm")
+  set(BITM_ZIG_CPU generic+v7a+vfp3d16-d32-neon)
 endif()
 
 # ---- Programs ----
