@@ -17,6 +17,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ EXIT_BROKEN_PIPE = 141  # what a shell says of a program that SIGPIPE has ended
 ACTIVATIONS = ("auto", "int8", "int16", "float32")
 POSITIONS = ("one", "all", "none")
 POOLINGS = ("mean", "cls", "max")
+# Of `eval`; written here too so that other commands need not import it.
+TEXT_FORMATS = ("auto", "lines", "ptb", "wikitext")
+PROTOCOLS = ("bert", "original", "mask", "pseudo")
 
 # Numbers of formats/SPEC.md 3.2.
 HEADS = (
@@ -75,6 +79,7 @@ commands:
   classify    labels texts
   embed       turns texts into vectors
   bench       times a model on this machine
+  eval        measures what a model gets right on a text (in the Python package alone)
   kernels     lists the kernels: which this machine can run, which are chosen
 
 'bitm COMMAND --help' tells the options of a command. All of them take --json.
@@ -159,6 +164,40 @@ options:
 {HELP_OPTIONS_TO_RUN}
 example:
   bitm bench model.bitm --length 128 --threads 1
+""",
+    "eval": f"""\
+usage: bitm eval model.bitm --data FILE [options]
+
+Measures a model on a file of data. A masked LM: cross-entropy, perplexity, accuracy and
+MRR of masked tokens, and what it says instead. Models with other heads: accuracy of labels
+(a table with tabs, such as SST-2), entity F1 (CoNLL's columns), exact match and F1 of
+answers (SQuAD v1.1). With time, memory and operations, and 95 % confidence intervals.
+
+options:
+  --data FILE           what to evaluate on
+  --format FORMAT       of text: lines (a sentence a line), ptb (Penn Treebank), wikitext,
+                        or auto (default: auto: what it looks like)
+  --protocol WHICH      bert: 15 % of the tokens, of these 80 % become [MASK], 10 % a random
+                        token, 10 % stay; original: so, unknown tokens included; mask: all of
+                        them become [MASK]; pseudo: every token in turn, one at a time
+                        (default: bert)
+  --length N            tokens of a sequence at most (default: 64 for a masked LM, 384 for
+                        question answering, else what the model takes)
+  --batch N             sequences that run together; changes no result (default: 128)
+  --seed N              of the masks (default: 0)
+  --repeat N            masks every sentence N times, to narrow the interval (default: 1)
+  --limit N             so many sentences, spread evenly over the file (default: all)
+  --compare FILE ...    more models, in one table with the first
+  --report FILE         writes a page of HTML with plots; needs matplotlib: bitm[plot]
+  --plots FOLDER        writes the plots as PNG; needs matplotlib: bitm[plot]
+  --threads N           threads of a run (default: the CPUs that this process may use)
+  --activations MODE,...
+                        auto, int8, int16 or float32, or several (default: auto, which is int16)
+  --kernels OP=VARIANT,...
+                        forces kernels, for measurements; see 'bitm kernels'
+{HELP_OPTIONS}
+example:
+  bitm eval model.bitm --data ptb.valid.txt --seed 1 --report report.html
 """,
     "kernels": f"""\
 usage: bitm kernels [model.bitm] [options]
@@ -265,13 +304,20 @@ class _Parser(argparse.ArgumentParser):
         self.add_argument(name, type=read, default=default)
 
     def choice(self, name: str, choices: tuple[str, ...], default: str) -> None:
-        def read(text: str) -> str:
-            if text in choices:
-                return text
-            expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
-            raise argparse.ArgumentTypeError(f"expected {expected}, found '{text}'")
+        self.add_argument(name, type=partial(_one_of, choices), default=default)
 
-        self.add_argument(name, type=read, default=default)
+    def choices(self, name: str, choices: tuple[str, ...], default: str) -> None:
+        def read(text: str) -> list[str]:
+            return [_one_of(choices, word) for word in text.split(",")]
+
+        self.add_argument(name, type=read, default=[default])
+
+
+def _one_of(choices: tuple[str, ...], text: str) -> str:
+    if text in choices:
+        return text
+    expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+    raise argparse.ArgumentTypeError(f"expected {expected}, found '{text}'")
 
 
 def _parser(command: str) -> _Parser:
@@ -281,6 +327,9 @@ def _parser(command: str) -> _Parser:
     parser.add_argument("--kernels")
     if command != "kernels":
         parser.number("--threads", 1, 1024, None)
+    if command == "eval":
+        _add_evaluation(parser)
+    elif command != "kernels":
         parser.choice("--activations", ACTIVATIONS, "auto")
         parser.add_argument("--memory", action="store_true")
     if command in ("fill-mask", "classify", "embed"):
@@ -298,6 +347,21 @@ def _parser(command: str) -> _Parser:
         parser.number("--warmup", 0, 1000000, 3)
         parser.choice("--positions", POSITIONS, "one")
     return parser
+
+
+def _add_evaluation(parser: _Parser) -> None:
+    parser.add_argument("--data", required=True)
+    parser.choice("--format", TEXT_FORMATS, "auto")
+    parser.choice("--protocol", PROTOCOLS, "bert")
+    parser.number("--length", 3, 65536, None)
+    parser.number("--batch", 1, 65536, 128)
+    parser.number("--seed", 0, 999999999, 0)
+    parser.number("--repeat", 1, 1000, 1)
+    parser.number("--limit", 1, 999999999, None)
+    parser.choices("--activations", ACTIVATIONS, "auto")
+    parser.add_argument("--compare", nargs="+", action="extend", default=[])
+    for name in ("--report", "--plots"):
+        parser.add_argument(name)
 
 
 def _parse(command: str, words: list[str]) -> argparse.Namespace:
@@ -746,6 +810,19 @@ def _tell_memory(command: str, arguments: argparse.Namespace) -> None:
     _print(f"memory of {printable(arguments.model)} for {size}\n{rows}")
 
 
+# ---- eval ----
+
+
+def _run_eval(arguments: argparse.Namespace) -> None:
+    from bitm.evaluation.command import run
+
+    text, document = run(arguments)
+    if arguments.json:
+        _print_json(document)
+    else:
+        _print("".join(f"{printable(line)}\n" for line in text.splitlines()))
+
+
 # ---- kernels ----
 
 
@@ -777,6 +854,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "classify": _run_classify,
     "embed": _run_embed,
     "bench": _run_bench,
+    "eval": _run_eval,
     "kernels": _run_kernels,
 }
 

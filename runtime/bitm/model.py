@@ -215,6 +215,15 @@ class Model(Tasks):
         with self._use() as library:
             return cast("list[int]", library.tokenize(text).tolist())
 
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Returns the text of ids, as transformers' `decode` does.
+
+        Raises:
+            InputError: the file carries no vocabulary, or an id is none of its tokens.
+        """
+        with self._use() as library:
+            return library.decode(np.asarray(ids, np.int32), skip_special_tokens)
+
     def fill_mask(
         self,
         text: str | Sequence[str],
