@@ -25,6 +25,7 @@ from conftest import run_command
 from tiny_models import classifier, config, encoder, masked_lm, vector
 
 COMMANDS = ("info", "verify", "fill-mask", "classify", "embed", "bench", "kernels")
+IN_PYTHON_ALONE = "eval"  # see test_evaluation_cli.py
 PYTHON = [sys.executable, "-m", "bitm.cli"]
 # Where this process finds its modules, whatever the folder that a tool is started in.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -131,7 +132,18 @@ def test_help(tools: Tools, command: str) -> None:
 
 
 def test_help_of_all_commands_is_found(tools: Tools) -> None:
-    assert re.findall(r"^  ([a-z-]+)  ", tools.output("--help"), re.MULTILINE) == list(COMMANDS)
+    found = re.findall(r"^  ([a-z-]+)  ", tools.output("--help"), re.MULTILINE)
+    assert found == [*COMMANDS[:-1], IN_PYTHON_ALONE, COMMANDS[-1]]
+
+
+def test_what_is_in_python_alone_is_said(tools: Tools) -> None:
+    done = subprocess.run([*tools.programs[0], IN_PYTHON_ALONE, "--help"], capture_output=True)
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert (
+        done.stderr
+        == b"bitm: error: UNSUPPORTED: eval is in the Python package: pip install bitm\n"
+    )
 
 
 def test_version(tools: Tools) -> None:

@@ -24,6 +24,7 @@ static const char help[] =
     "  classify    labels texts\n"
     "  embed       turns texts into vectors\n"
     "  bench       times a model on this machine\n"
+    "  eval        measures what a model gets right on a text (in the Python package alone)\n"
     "  kernels     lists the kernels: which this machine can run, which are chosen\n"
     "\n"
     "'bitm COMMAND --help' tells the options of a command. All of them take --json.\n"
@@ -179,6 +180,10 @@ int main(int n_words, char **words)
     if (n_words < 2) {
         bitm_usage_error(NULL, "a command is missing");
         return EXIT_USAGE;
+    }
+    if (strcmp(words[1], "eval") == 0) {
+        bitm_complain(": error: UNSUPPORTED: ", "eval is in the Python package: pip install bitm");
+        return EXIT_FAILURE;
     }
     const bitm_command *command = find_command(words[1]);
     if (command == NULL && words[1][0] != '-') {
