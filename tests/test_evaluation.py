@@ -118,8 +118,8 @@ def test_treebank_tokens_become_text(tokens: str, text: str) -> None:
 
 
 def test_wikitext_tokens_become_text() -> None:
-    tokens = " weigh 0 @.@ 7 – 2 @.@ 2 kg ( 1 @,@ 600 lb ) ; it 's well @-@ known . "
-    assert join_wikitext_tokens(tokens) == "weigh 0.7 – 2.2 kg (1,600 lb); it's well-known."
+    tokens = " weigh 0 @.@ 7 \u2013 2 @.@ 2 kg ( 1 @,@ 600 lb ) ; it 's well @-@ known . "
+    assert join_wikitext_tokens(tokens) == "weigh 0.7 \u2013 2.2 kg (1,600 lb); it's well-known."
 
 
 @pytest.mark.parametrize(
