@@ -33,7 +33,7 @@ OPTIONS = (
     "--binarize xnor",
     "--binarize xnor --embeddings int8",
     "--binarize xnor --embeddings bit1",
-    "--binarize xnor --embeddings bit1 --embedding-scales column",
+    "--binarize xnor --embeddings bit1 --embedding-scales row",
     "--binarize xnor --components all",
 )
 HIDDEN, INNER, LAYERS, HEADS, WORDS, POSITIONS, TYPES = 768, 3072, 12, 12, 30_522, 512, 2

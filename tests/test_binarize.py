@@ -198,13 +198,13 @@ def mean_magnitudes(weights: Floats, axis: int | None) -> Floats:
     return mean
 
 
-def dense(weights: Floats, scheme: str) -> Floats:
-    """What a scheme makes of a matrix, xnor with row scales."""
+def dense(weights: Floats, scheme: str, is_table: bool = False) -> Floats:
+    """What a scheme makes of a matrix, xnor with row scales, of a table with column scales."""
     if scheme == "sign":
         return signs(weights)
     if scheme == "zero-one":
         return (signs(weights) > 0).astype(np.float32)
-    return signs(weights) * mean_magnitudes(weights, 1)
+    return signs(weights) * mean_magnitudes(weights, 0 if is_table else 1)
 
 
 # What becomes bits
@@ -222,7 +222,9 @@ def test_a_component_becomes_bits_and_runs_as_such(
     state = state_of(model)
     wish = Binarization(scheme, components=(component,))
     conversion = convert(folder, wish, embeddings="fp32", matrices="fp32")
-    instead = {name: dense(state[name], scheme) for name in COMPONENTS[component] if name in state}
+    names = [name for name in COMPONENTS[component] if name in state]
+    tables = {WORD, TYPE, DECODER} if WORD in names else set()  # the decoder is the words' table
+    instead = {name: dense(state[name], scheme, name in tables) for name in names}
     tensors = conversion.model.tensors
     is_tied = (WORD in instead) == (DECODER in instead)
     stored = {SLOTS[name] for name in instead if name != DECODER or not is_tied}
@@ -469,7 +471,7 @@ def test_losses(models: Models) -> None:
     conversion = convert(folder, Binarization("xnor", components=("all",)))
     rows = {row.slot: row for row in conversion.rows}
     for name in (*COMPONENTS["layers"], WORD, TRANSFORM):
-        error = dense(state[name], "xnor") - state[name]
+        error = dense(state[name], "xnor", is_table=name == WORD) - state[name]
         loss = rows[SLOTS[name]].loss
         assert loss is not None
         assert loss.relative == pytest.approx(norm(error) / norm(state[name]), rel=1e-5)

@@ -108,7 +108,7 @@ def _binarization(arguments: argparse.Namespace) -> Binarization | None:
 
 
 def _table_layout(arguments: argparse.Namespace) -> Layout:
-    return Layout[(arguments.table_scales or "row").upper()]
+    return Layout[(arguments.table_scales or "column").upper()]
 
 
 def _fail(message: str, status: str) -> int:
@@ -194,7 +194,7 @@ def _add_formats(parser: argparse.ArgumentParser) -> None:
         "--embedding-scales",
         dest="table_scales",
         choices=("row", "column", "tensor"),
-        help="what of 1-bit embeddings has a mean magnitude of its own (default: row)",
+        help="what of 1-bit embeddings has a mean magnitude of its own (default: column)",
     )
     add(
         "--matrices",

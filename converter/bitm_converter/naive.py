@@ -57,7 +57,7 @@ class Binarization:
     scheme: Scheme
     scales: Scales = "row"
     components: tuple[str, ...] = ("layers",)
-    table_layout: Layout = Layout.ROW
+    table_layout: Layout = Layout.COLUMN
 
     def covers(self, slot: str, component: str | None = None) -> bool:
         """Whether a component, by default any of those chosen, names the matrix in a slot."""

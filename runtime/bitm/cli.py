@@ -881,7 +881,7 @@ def _run(words: list[str]) -> None:
         raise _UsageError(f"unrecognized arguments: {words[0]}")
     else:
         arguments = _parse(command, rest)
-        if command != "kernels" and arguments.memory:
+        if getattr(arguments, "memory", False):
             _tell_memory(command, arguments)
         else:
             COMMANDS[command](arguments)

@@ -44,7 +44,7 @@ class Options:
     use_vocab: bool = True
     lowercase: bool | None = None
     embeddings: TableChoice = "auto"
-    table_layout: Layout = Layout.ROW
+    table_layout: Layout = Layout.COLUMN
     matrices: MatrixChoice = "auto"
     binarize: Binarization | None = None
     ignore: tuple[str, ...] = ()
