@@ -2,63 +2,45 @@
 
 python bench/activation_modes.py small.bitm wiki_valid.txt
 
-Cuts a text into windows, masks 15 % of the tokens, and compares cross-entropy, accuracy and the
-best token at each mask between float32, int16 and int8 activations.  `auto` is the fastest mode
-whose cross-entropy is within 0.2 % of that of float32 and whose best token is the same for 99 % of
-the masks.
+Asks the same masks with float32, int16 and int8 activations (`bitm eval` with several
+--activations prints more of it). `auto` is the fastest mode whose cross-entropy is within 0.2 % of
+that of float32 and whose best token is the same for 99 % of the masks.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from bitm import Model
-from machine import machine
+from bitm.evaluation import Evaluation, Settings, compare, evaluate
+from bitm.evaluation.command import Bar
+from machine import provenance, write_results
 
-MODES = ("float32", "int16", "int8")
-Ints = npt.NDArray[np.int64]
-
-
-def masked_windows(model: Model, text: str, n: int, length: int) -> tuple[Ints, Ints, Ints]:
-    """Returns input ids [n, length], positions of masks [n, P] (-1: none), and their true ids."""
-    info = model.info
-    ids = np.array(model.tokenize(text)[1:-1])
-    inner = length - 2
-    windows = ids[: len(ids) // inner * inner].reshape(-1, inner)[:n]
-    windows = np.pad(windows, ((0, 0), (1, 0)), constant_values=info["cls_id"])
-    windows = np.pad(windows, ((0, 0), (0, 1)), constant_values=info["sep_id"])
-    chosen = np.random.default_rng(0).random(windows.shape) < 0.15
-    chosen[:, [0, -1]] = False
-    positions = np.full((len(windows), chosen.sum(1).max()), -1)
-    for row, mask in zip(positions, chosen):
-        found = np.flatnonzero(mask)
-        row[: len(found)] = found
-    return np.where(chosen, info["mask_id"], windows), positions, windows[chosen]
+MODES = ("float32", "int16", "int8")  # the first is what the others are held against
 
 
-def evaluate(path: Path, mode: str, inputs: Ints, positions: Ints, targets: Ints) -> dict[str, Any]:
-    """Returns cross-entropy in nats, accuracy, seconds, and the best token at each mask."""
+def measure(path: Path, mode: str, settings: Settings) -> Evaluation:
+    """Evaluates a model in one mode."""
+    bar = Bar(mode)
     with Model(path, activations=mode) as model:
-        start = time.perf_counter()
-        logits = model.logits(inputs, positions=positions)[positions >= 0].astype(np.float64)
-        seconds = time.perf_counter() - start
-    peaks = logits.max(1)
-    log_sums = np.log(np.exp(logits - peaks[:, None]).sum(1)) + peaks
-    best = logits.argmax(1)
+        evaluation = evaluate(model, settings, progress=bar)
+    bar.clear()
+    return evaluation
+
+
+def summary(evaluation: Evaluation, reference: Evaluation) -> dict[str, Any]:
+    """What the table tells of a mode."""
+    compared = compare(reference, evaluation)
+    assert compared is not None, "all modes are asked the same"
+    metrics = evaluation.result.metrics
     return {
-        "cross_entropy": float((log_sums - logits[np.arange(len(targets)), targets]).mean()),
-        "accuracy": float((best == targets).mean()),
-        "seconds": seconds,
-        "best": best,
+        "cross_entropy": metrics["cross_entropy"].value,
+        "cross_entropy_difference": compared["cross_entropy_difference"].value,
+        "accuracy": metrics["accuracy"].value,
+        "seconds": evaluation.result.seconds,
+        "agreement": compared["agreement"].value,
     }
 
 
@@ -66,37 +48,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--windows", type=int, default=300)
+    parser.add_argument("--limit", type=int, default=400, help="sentences or paragraphs")
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     arguments = parser.parse_args()
-    with Model(arguments.model) as model:
-        text = arguments.text.read_text()
-        batch = masked_windows(model, text, arguments.windows, arguments.length)
-    results = {mode: evaluate(arguments.model, mode, *batch) for mode in MODES}
-    reference = results["float32"]["best"]
-    for result in results.values():
-        result["agreement"] = float((result.pop("best") == reference).mean())
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    document = {
-        "command": "python bench/activation_modes.py",
-        "commit": commit.stdout.strip(),
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "model": arguments.model.name,
-        "masks": len(batch[2]),
-        "modes": results,
-    }
-    print(f"{'mode':8}  cross-entropy  accuracy  same best token  seconds  ({len(batch[2])} masks)")
+    settings = Settings(arguments.text, length=arguments.length, limit=arguments.limit)
+    evaluations = {mode: measure(arguments.model, mode, settings) for mode in MODES}
+    reference = evaluations[MODES[0]]
+    results = {mode: summary(each, reference) for mode, each in evaluations.items()}
+    n_masks = reference.result.details["masks"]
+    print(f"{'mode':8}  cross-entropy  accuracy  same best token  seconds  ({n_masks} masks)")
     for mode, result in results.items():
         print(
             f"{mode:8}  {result['cross_entropy']:13.4f}  {result['accuracy']:8.4f}"
             f"  {result['agreement']:15.4f}  {result['seconds']:7.1f}"
         )
     if arguments.output:
-        arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+        document = {
+            **provenance("python bench/activation_modes.py"),
+            "model": arguments.model.name,
+            "masks": n_masks,
+            "modes": results,
+        }
+        write_results(arguments.output, document)
 
 
 if __name__ == "__main__":

@@ -230,7 +230,7 @@ def test_page_of_labels(tmp_path: Path) -> None:
 def test_without_matplotlib(
     tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("bitm.evaluation.command.evaluate", None)  # it fails before the work
     words = ["eval", str(tiny_model), "--data", str(data), "--report", str(tmp_path / "r.html")]
     assert cli.main(words) == cli.EXIT_FAILURE

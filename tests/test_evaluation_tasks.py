@@ -260,7 +260,7 @@ def test_questions(tmp_path: Path, shared: Path) -> None:
     real = answers.read_questions(shared / "data/squad/dev-v1.1.json")
     assert len(real) == 10570
     context = "the river is in paris, a city. do not flow."
-    entries = [
+    entries: list[dict[str, Any]] = [
         {"question": "where is it?", "answers": [{"text": "paris"}, {"text": "in paris"}]},
         {"question": "is it a city?", "answers": [{"text": "a city"}]},
     ]
@@ -269,11 +269,11 @@ def test_questions(tmp_path: Path, shared: Path) -> None:
     path.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     with Model(tmp_path / "model.bitm") as model:
         said = [
-            model.answer(str(entry["question"]), context, max_answer_len=30, max_seq_len=64)
+            model.answer(entry["question"], context, max_answer_len=30, max_seq_len=64)
             for entry in entries
         ]
         result = evaluate(model, Settings(path)).result
-    golds: list[Any] = [[answer["text"] for answer in entry["answers"]] for entry in entries]
+    golds = [[answer["text"] for answer in entry["answers"]] for entry in entries]
     f1s = [answers.f1(a["answer"], g) for a, g in zip(said, golds)]
     assert result.metrics["f1"].value == pytest.approx(np.mean(f1s))
     assert result.task == "answers"
