@@ -12,7 +12,6 @@ random seed.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,8 +131,15 @@ def main() -> None:
                 rows.append(measure(row, checkpoint, Path(folder), settings))
                 print(line(rows[-1]), flush=True)
     if arguments.output is not None:
-        command = f"python bench/original_table.py {' '.join(sys.argv[1:])}"
-        write_results(arguments.output, {**provenance(command), "rows": rows})
+        document = {
+            **provenance("python bench/original_table.py"),
+            "checkpoint": arguments.checkpoint.name,
+            "trained": arguments.trained.name if arguments.trained else None,
+            "data": arguments.data.name,
+            "limit": arguments.limit,
+            "rows": rows,
+        }
+        write_results(arguments.output, document)
 
 
 if __name__ == "__main__":

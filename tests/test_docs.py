@@ -60,7 +60,8 @@ def test_shell_line(line: str, checkout: Path) -> None:
 def test_python_block(code: str, checkout: Path) -> None:
     done = run_command(sys.executable, "-c", code, cwd=checkout)
     assert done.returncode == 0, done.stderr
-    assert "the river flows into the atlantic ocean." in done.stdout
+    expected = "the river flows into the atlantic ocean."
+    assert ("Estimate(value=0." if "bitm.evaluation" in code else expected) in done.stdout
 
 
 @pytest.mark.parametrize("code", blocks("c"))

@@ -46,7 +46,7 @@ class Settings:
         limit: how many sentences, spread evenly over the file; None: all.
     """
 
-    data: Path
+    data: str | Path
     format: str = "auto"
     protocol: str = "bert"
     length: int | None = None
@@ -168,7 +168,7 @@ def _masked_lm(
     info = model.info
     if info["mask_id"] < 0 or info["n_tokens"] == 0:
         raise InputError("the model has no vocabulary with a mask token", 64, "NO_VOCABULARY")
-    text = read_text(settings.data, settings.format)
+    text = read_text(Path(settings.data), settings.format)
     sentences = _spread(text.sentences, settings.limit)
     encoded, n_cut = encode(model, sentences, length)
     n_maskings = 1 if settings.protocol == "pseudo" else settings.repeat
@@ -245,17 +245,17 @@ def _labelled(
     progress: Progress | None,
 ) -> TaskRun:
     if task == "classification":
-        rows = classification.read_labelled(settings.data)
+        rows = classification.read_labelled(Path(settings.data))
         chosen = _spread(rows, settings.limit)
         run = classification.evaluate(model, chosen, length, settings.batch, progress)
         data |= {"format": "labels", "sentences": len(chosen), "sentences_in_file": len(rows)}
     elif task == "entities":
-        tagged = entities.read_tagged(settings.data)
+        tagged = entities.read_tagged(Path(settings.data))
         some = _spread(tagged, settings.limit)
         run = entities.evaluate(model, some, length, settings.batch, progress)
         data |= {"format": "CoNLL", "sentences": len(some), "sentences_in_file": len(tagged)}
     else:
-        questions = answers.read_questions(settings.data)
+        questions = answers.read_questions(Path(settings.data))
         asked = _spread(questions, settings.limit)
         run = answers.evaluate(model, asked, length, progress)
         data |= {"format": "SQuAD", "sentences": len(asked), "sentences_in_file": len(questions)}

@@ -192,7 +192,7 @@ def _confidence(results: Sequence[Result]) -> bytes:
         x, y = ([row[key] for row in rows] for key in ("confidence", "accuracy"))
         axes.plot(x, y, color=colour, linewidth=1.4, label=name)
         sizes = [12 + 500 * row["masks"] / n for row in rows]
-        axes.scatter(x, y, s=sizes, color=colour, alpha=0.75, linewidths=0)
+        axes.scatter(x, y, s=sizes, color=colour, alpha=0.75, linewidths=0, clip_on=False)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.04)
     axes.set_xlabel("confidence of the prediction (larger dots: more masks)")

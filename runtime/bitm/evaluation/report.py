@@ -31,7 +31,8 @@ p, dl { margin: .4rem 0 1rem; } .soft { color: var(--soft); }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.2rem, 1fr)); gap: .7rem;
   margin: 1.6rem 0; }
 .card { background: var(--wash); border-radius: .6rem; padding: .8rem; line-height: 1.35; }
-.card b { display: block; font-size: 1.45rem; line-height: 1.3; color: var(--accent); }
+.card b { display: block; font-size: 1.3rem; line-height: 1.35; color: var(--accent);
+  white-space: nowrap; }
 .card small { display: block; color: var(--soft); font-size: .78rem; line-height: 1.35; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; margin: .6rem 0 1rem;
   font-variant-numeric: tabular-nums; }
@@ -41,7 +42,7 @@ th:first-child, td:first-child { text-align: left; } thead th { color: var(--sof
   font-weight: 600; border-bottom: 2px solid var(--line); }
 td.words, th.words { text-align: left; }
 td.indented { padding-left: 1.6rem; color: var(--soft); }
-.wide { overflow-x: auto; } img { width: 100%; max-width: 46rem; height: auto; display: block; }
+.wide { overflow-x: auto; } img { width: 100%; height: auto; display: block; }
 .sentence { border-left: 3px solid var(--line); padding: .1rem 0 .1rem 1rem; margin: 1rem 0; }
 .sentence p { margin: .15rem 0; } .said { color: #b3261e; }
 mark { background: #fde7c7; border-radius: .2rem; padding: 0 .18rem; }
@@ -194,7 +195,7 @@ def _masked_lm(
 
 def _calibration(results: Sequence[Result]) -> str:
     errors = ", ".join(f"{result.details['calibration_error']:.1%}" for result in results)
-    return f"On average the two differ by {errors} (expected calibration error)."
+    return f"On average confidence and accuracy differ by {errors} (expected calibration error)."
 
 
 def _sentence(row: Mapping[str, Any]) -> str:
@@ -212,10 +213,11 @@ def _sentence(row: Mapping[str, Any]) -> str:
                 f'<span class="said">{_quoted(mask["predicted"])}</span> '
                 f"({mask['confidence']:.0%}) for {_quoted(mask['true'])}, rank {mask['rank']:,}"
             )
+    said = f" It said {'; '.join(answers)}." if answers else ""
     return (
         f'<div class="sentence"><p>{"".join(words)}</p>\n'
-        f'<p class="soft">Sentence {row["sentence"]}, mean loss {row["mean_loss"]:.2f}. It said '
-        f"{'; '.join(answers)}.</p></div>"
+        f'<p class="soft">Sentence {row["sentence"]}, mean loss {row["mean_loss"]:.2f}.{said}</p>'
+        "</div>"
     )
 
 

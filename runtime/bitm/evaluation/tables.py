@@ -21,7 +21,7 @@ NAMES = {
     "tag_accuracy": "accuracy of tags",
     "exact_match": "exact match",
 }
-_PARTS_OF_SPEECH = {
+_TASKS = {
     "masked LM": "masked LM",
     "classification": "accuracy of labels",
     "entities": "entity F1",
@@ -30,11 +30,11 @@ _PARTS_OF_SPEECH = {
 _WIDTH = 34
 
 
-def number(value: float) -> str:
-    """A value of any size, with at least four digits."""
+def number(value: float, like: float | None = None) -> str:
+    """A value of any size, with at least four digits, or with those that `like` would have."""
     if not math.isfinite(value):
         return "-"
-    size = abs(value)
+    size = abs(value if like is None else like)
     digits = 4 if size < 10 else 2 if size < 1000 else 0
     return f"{value:,.{digits}f}" if size < 1e7 else f"{value:.3g}"
 
@@ -43,7 +43,7 @@ def estimate(found: Estimate) -> str:
     """A value and the half width of its interval."""
     if not math.isfinite(found.half_width):
         return number(found.value)
-    return f"{number(found.value)} \u00b1 {number(found.half_width)}"
+    return f"{number(found.value)} \u00b1 {number(found.half_width, like=found.value)}"
 
 
 def megabytes(n_bytes: float | None) -> str:
@@ -150,7 +150,7 @@ def description(result: Result) -> list[tuple[str, str]]:
     )
     sizes = f"{data['sentences']}{of} sentences, read as {data['format']}"
     rows = [
-        ("task", _PARTS_OF_SPEECH[result.task]),
+        ("task", _TASKS[result.task]),
         ("data", f"{data['path']}: {sizes}"),
     ]
     cut = f", {result.cut} of them cut" if result.cut else ""
