@@ -26,7 +26,8 @@ CTEST = ctest --test-dir $(BUILD)-$(1) --output-on-failure
 
 .DEFAULT_GOAL := help
 .PHONY: help dev build test test-quick test-native test-py check fmt fmt-check lint tidy types layers \
-  cross cross-wheels test-cross gen gen-check asan asan-py asan-library tsan valgrind bench-kernels wheel wheel-test ci clean
+  cross cross-wheels test-cross gen gen-check asan asan-py asan-library tsan valgrind bench-kernels bench-models \
+  bench-compare bench-tables wheel wheel-test ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -138,6 +139,21 @@ valgrind: build ## run the C tests under valgrind
 	  echo "$$name"; \
 	  (cd $(BUILD)-release && valgrind --quiet --error-exitcode=99 --leak-check=full ./tests/$$name) || exit 1; \
 	done
+
+# BERT-base for bench/compare.py, in every engine's form: 2 GB.
+bench-models: dev ## make the models that bench/compare.py runs
+	pip install --quiet --group bench
+	mkdir -p build/bench
+	for activations in float sign; do \
+	  python bench/make_model.py --size base --activations $$activations -o build/bench/base-$$activations.bitm || exit 1; \
+	done
+	python bench/peer_models.py build/bench/peers
+
+bench-compare: bench-models ## time bitm beside other engines (an hour)
+	python bench/compare.py --output bench/results/compare.json
+
+bench-tables: ## render bench/results into bench/README.md
+	$(VENV)/bin/python bench/tables.py
 
 bench-kernels: build ## print the speed of every kernel
 	$(BUILD)-release/tests/checkkernels --bench

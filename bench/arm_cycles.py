@@ -85,8 +85,28 @@ class Loop:
 # Bounds: 3 operations (eor, cnt, add) for 128 multiply-adds; 2 (and, sadalp) for 16; sdot, 16;
 # fmla, 4.  Vector operations of 128 bits a cycle: A53 1, A72 and A76 2 (sadalp 1).
 LOOPS = (
-    Loop("gemm_w1sign", "neon", "neon_bits", "cnt", 128, "MAC", "ldr", "and", (128 / 3, 256 / 3, 256 / 3)),
-    Loop("gemm_w1planes", "neon", "neon_bits", "cnt", 128, "MAC", "ldr", "eor", (128 / 3, 256 / 3, 256 / 3)),
+    Loop(
+        "gemm_w1sign",
+        "neon",
+        "neon_bits",
+        "cnt",
+        128,
+        "MAC",
+        "ldr",
+        "and",
+        (128 / 3, 256 / 3, 256 / 3),
+    ),
+    Loop(
+        "gemm_w1planes",
+        "neon",
+        "neon_bits",
+        "cnt",
+        128,
+        "MAC",
+        "ldr",
+        "eor",
+        (128 / 3, 256 / 3, 256 / 3),
+    ),
     Loop("gemm_w1a8", "neon", "neon_codes", "sadalp", 16, "MAC", "cmtst", "eor", (8, 16, 16)),
     Loop("gemm_w1a8", "dotprod", "dotprod", "sdot", 16, "MAC", "cmtst", "-", (0, 0, 32)),
     Loop("attention", "neon", "neon_floats", "fmla", 4, "MAC", "ldr", "ldp", (4, 8, 8)),
@@ -222,7 +242,17 @@ def count_instructions(
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         for n_runs in (1, 2):
-            command = [emulator, "-cpu", core.emulated, "-plugin", plugin, "-d", "plugin", "-D", log]
+            command = [
+                emulator,
+                "-cpu",
+                core.emulated,
+                "-plugin",
+                plugin,
+                "-d",
+                "plugin",
+                "-D",
+                log,
+            ]
             arguments = ["--length", str(length), "--threads", "1", "--warmup", "0"]
             arguments += ["--positions", "none", "--repeat", str(n_runs), "--activations", mode]
             run([*command, tool, "bench", model, *arguments])
@@ -287,12 +317,16 @@ def print_tables(loops: list[dict[str, Any]], runs: list[dict[str, Any]]) -> Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--compiler", default="aarch64-linux-gnu-gcc")
     parser.add_argument("--mca", default="llvm-mca-19")
     parser.add_argument("--emulator", default="qemu-aarch64")
     parser.add_argument("--tool", default="build/aarch64-linux-gnu-gcc-static/bitm", type=Path)
-    parser.add_argument("--models", default="build", type=Path, help="where models are, or are made")
+    parser.add_argument(
+        "--models", default="build", type=Path, help="where models are, or are made"
+    )
     parser.add_argument("--output", type=Path, help="a JSON file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -9,7 +9,6 @@ converts it with each set of options.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -23,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from machine import machine
+import tables
+from machine import provenance, write_results
 
 OPTIONS = (
     "",
@@ -133,27 +133,10 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         results = measure(Path(folder))
+    document = {**provenance("python bench/file_sizes.py"), "conversions": results}
     if arguments.output is not None:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        )
-        document = {
-            "command": "python bench/file_sizes.py",
-            "commit": head.stdout.strip(),
-            "date": datetime.date.today().isoformat(),
-            "machine": machine(),
-            "conversions": results,
-        }
-        arguments.output.write_text(json.dumps(document, indent=1) + "\n")
-    print("| options | file | words | their relative error | time (CPU) | peak memory |")
-    print("|---|---|---|---|---|---|")
-    for result in results:
-        print(
-            f"| `{result['options'] or 'none'}` | {result['file_bytes'] / 1e6:.2f} MB"
-            f" | {result['words']} | {result['words_relative_error']:.2g}"
-            f" | {result['seconds']} s ({result['cpu_seconds']} s)"
-            f" | {result['peak_bytes'] / 1e6:.0f} MB |"
-        )
+        write_results(arguments.output, document)
+    print(tables.file_sizes(document))
 
 
 if __name__ == "__main__":

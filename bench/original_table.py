@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import tables
 from bitm import Model
 from bitm.evaluation import Settings, evaluate
 from bitm.evaluation.command import Bar
@@ -92,28 +93,6 @@ def measure(row: Row, checkpoint: Path, folder: Path, settings: Settings) -> dic
     }
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row of Markdown."""
-    original = row["original"]
-    cells = [
-        row["binarized"],
-        f"{row['values']}, {row['activations']}",
-        *(f"{row[name]['value']:.4f}" for name in ("cross_entropy", "accuracy", "mrr")),
-        f"{row['ms_per_sequence']:.2f}",
-        f"{row['file_bytes'] / 1e6:.2f}",
-        f"{row['bytes_as_counted_by_the_original'] / 2**20:.2f}",
-        f"{row['its_share']:.0%} `{row['most_frequent_prediction']}`",
-        *(original.get(name, "") for name in ("cross_entropy", "accuracy", "mrr", "megabytes")),
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-HEAD = (
-    "| binarized | values, activations | CE | accuracy | MRR | ms a sequence | file, MB |"
-    " the original's count, MiB | says most | its CE | its accuracy | its MRR | its MB |"
-)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="a float masked LM, as bitm-convert takes it")
@@ -124,12 +103,11 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = Settings(arguments.data, protocol="original", limit=arguments.limit)
     rows = []
-    print(f"{HEAD}\n|{'---|' * HEAD.count(' | ')}---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for checkpoint, wanted in ((arguments.checkpoint, ROWS), (arguments.trained, TRAINED)):
             for row in wanted if checkpoint is not None else []:
                 rows.append(measure(row, checkpoint, Path(folder), settings))
-                print(line(rows[-1]), flush=True)
+                print(*tables.original_row(rows[-1]), sep="  ", flush=True)
     if arguments.output is not None:
         document = {
             **provenance("python bench/original_table.py"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bitm import Model
-from conftest import ROOT
+from conftest import ROOT, run_command
 
 TEXT = "The river flows into the [MASK]."
 
@@ -48,3 +48,40 @@ def test_memory_of_bert_base(bitm_tool: Path, tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     peak_bytes = {run["what"]: run["peak_bytes"] for run in results["runs"]}
     assert peak_bytes["C tool, 1 x 128 tokens"] <= results["file_bytes"] + 24e6
+
+
+def bench(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return run_command(sys.executable, str(ROOT / "bench" / script), *map(str, arguments))
+
+
+def test_tables_are_current() -> None:
+    done = bench("tables.py", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_comparison(tmp_path: Path) -> None:
+    for name in ("float", "sign"):
+        make_model(tmp_path / f"base-{name}.bitm", "--size", "tiny", "--activations", name)
+    output = tmp_path / "compare.json"
+    done = bench(
+        "compare.py",
+        *("--models", tmp_path, "--output", output, "--engines", "bitm int8,bitm w1a1,bitm none"),
+        *("--cells", "1x16,2x8", "--head-cells", "1x16", "--threads", "1"),
+        *("--rounds", "2", "--turn-seconds", "0.01"),
+    )
+    assert done.returncode == 0, done.stderr
+    # What cannot run is left out, with its reason.
+    assert "bitm none left out: " in done.stderr
+    results = json.loads(output.read_text())["results"]
+    assert [(row["task"], row["batch"], row["length"]) for row in results[::2]] == [
+        ("fill_mask", 1, 16),
+        ("encoder", 1, 16),
+        ("encoder", 2, 8),
+        ("head", 1, 16),
+    ]
+    for row in results:
+        assert row["engine"] in ("bitm int8", "bitm w1a1")
+        assert len(row["ms"]) == 2
+        assert min(row["ms"]) > 0
+        assert row["busy_threads"] <= 1
+    assert bench("tables.py", output).stdout.count("| 2x8 |") == 2

@@ -1,0 +1,237 @@
+"""Renders results/*.json into the tables of README.md beside this file.
+
+python bench/tables.py            writes them
+python bench/tables.py --check    fails where they are not current
+python bench/tables.py FILE       prints the table of a results file
+
+A table stands between `<!-- results/NAME.json -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+BENCH = Path(__file__).resolve().parent
+README = BENCH / "README.md"
+SECTION = re.compile(r"(<!-- (results/\w+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
+MEASURED = "bitm "  # what begins the name of an engine of ours
+
+Document = dict[str, Any]
+Row = dict[str, Any]
+
+
+def source(document: Document) -> str:
+    """What every table stands on."""
+    return (
+        f"`{document['command']}`: {document['machine']}; commit {document['commit']},"
+        f" {document['date']}."
+    )
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; columns but the first are numbers."""
+    lines = [list(head)]
+    lines.append(["---"] + ["---:"] * (len(lines[0]) - 1))
+    lines += [list(row) for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number(value: float) -> str:
+    """Three digits, never an exponent."""
+    digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
+    return f"{value:,.{digits}f}"
+
+
+# ---- One function a kind of results ----
+
+
+def activation_modes(document: Document) -> str:
+    rows = (
+        (
+            mode,
+            f"{result['cross_entropy']:.4f}",
+            f"{result['accuracy']:.4f}",
+            f"{result['agreement']:.1%}",
+            f"{result['seconds']:.1f}",
+        )
+        for mode, result in document["modes"].items()
+    )
+    head = ["mode", "cross-entropy", "accuracy", "same best token as float32", "seconds"]
+    return f"{document['masks']} masks.\n\n{table(head, rows)}"
+
+
+def file_sizes(document: Document) -> str:
+    rows = (
+        (
+            f"`{result['options'] or 'none'}`",
+            f"{result['file_bytes'] / 1e6:.2f}",
+            result["words"],
+            f"{result['words_relative_error']:.2g}",
+            f"{result['seconds']} ({result['cpu_seconds']})",
+            f"{result['peak_bytes'] / 1e6:.0f}",
+        )
+        for result in document["conversions"]
+    )
+    head = ["options", "file, MB", "words", "their relative error", "seconds (CPU)", "peak MB"]
+    return table(head, rows)
+
+
+def original_row(row: Row) -> list[str]:
+    """A binarized model's figures beside the original's."""
+    original = row["original"]
+    return [
+        row["binarized"],
+        f"{row['values']}, {row['activations']}",
+        *(f"{row[name]['value']:.4f}" for name in ("cross_entropy", "accuracy", "mrr")),
+        f"{row['ms_per_sequence']:.2f}",
+        f"{row['file_bytes'] / 1e6:.2f}",
+        f"{row['bytes_as_counted_by_the_original'] / 2**20:.2f}",
+        f"{row['its_share']:.0%} `{row['most_frequent_prediction']}`",
+        *(original.get(name, "") for name in ("cross_entropy", "accuracy", "mrr", "megabytes")),
+    ]
+
+
+def original_table(document: Document) -> str:
+    head = [
+        "binarized",
+        "values, activations",
+        "CE",
+        "accuracy",
+        "MRR",
+        "ms a sequence",
+        "file, MB",
+    ]
+    head += [
+        "the original's count, MiB",
+        "says most",
+        "its CE",
+        "its accuracy",
+        "its MRR",
+        "its MB",
+    ]
+    sentences = f"{document['limit']} sentences" if document["limit"] else "All sentences"
+    masks = document["rows"][0]["masks"]
+    rows = map(original_row, document["rows"])
+    return f"{sentences} of {document['data']}, {masks} masks.\n\n{table(head, rows)}"
+
+
+def comparison(document: Document) -> str:
+    """Two tables for each number of threads: times, and how many times faster bitm is."""
+    versions = [f"{name} {version}" for name, version in document["versions"].items() if version]
+    parts = [f"{', '.join(versions)}."]
+    if document["isa"] != "all":
+        parts[0] += f" Kept to {document['isa']}."
+    clock = "ms"
+    if document["clock"] == "cpu":
+        parts[0] += " CPU time: the machine did other work too."
+        clock = "cpu_ms"
+    for n_threads in sorted({row["threads"] for row in document["results"]}):
+        rows = [row for row in document["results"] if row["threads"] == n_threads]
+        title = f"**{n_threads} thread{'s' if n_threads > 1 else ''}**"
+        ours = " / ".join(engines(rows, ours=True))
+        parts.append(f"{title}, median ms of a run:\n\n{times(rows, clock)}")
+        parts.append(f"{title}, how many times faster {ours} is:\n\n{ratios(rows, clock)}")
+        wrong = {row["engine"] for row in rows if row["busy_threads"] > n_threads}
+        if wrong:
+            parts.append(f"More threads than that were used by {', '.join(sorted(wrong))}.")
+    return "\n\n".join(parts)
+
+
+def cells(rows: list[Row]) -> dict[str, dict[str, Row]]:
+    """{cell: {engine: row}}, in the order of measuring."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        shape = f"{row['batch']}x{row['length']}"
+        name = {"encoder": shape, "head": f"{shape}, head at one position"}.get(
+            row["task"], f"fill_mask of a text, {shape}; others: encoder"
+        )
+        found.setdefault(name, {})[row["engine"]] = row
+    return found
+
+
+def engines(rows: list[Row], ours: bool) -> list[str]:
+    named = dict.fromkeys(row["engine"] for row in rows)
+    return [name for name in named if name.startswith(MEASURED) == ours]
+
+
+def times(rows: list[Row], clock: str) -> str:
+    columns = engines(rows, ours=True) + engines(rows, ours=False)
+    return table(
+        ["batch x length", *columns],
+        (
+            [name] + [number(statistics.median(row[e][clock])) if e in row else "" for e in columns]
+            for name, row in cells(rows).items()
+        ),
+    )
+
+
+def ratios(rows: list[Row], clock: str) -> str:
+    """Medians of the ratios of rounds."""
+    ours, peers = engines(rows, ours=True), engines(rows, ours=False)
+
+    def ratio(row: dict[str, Row], peer: str, our: str) -> str:
+        if peer not in row or our not in row:
+            return "-"
+        pairs = zip(row[peer][clock], row[our][clock])
+        return number(statistics.median(theirs / mine for theirs, mine in pairs))
+
+    return table(
+        ["than", *peers],
+        (
+            [name] + [" / ".join(ratio(row, peer, our) for our in ours) for peer in peers]
+            for name, row in cells(rows).items()
+        ),
+    )
+
+
+RENDERERS: dict[str, Callable[[Document], str]] = {
+    "activation_modes": activation_modes,
+    "file_sizes": file_sizes,
+    "original_table": original_table,
+    "compare": comparison,
+}
+
+
+def render(path: Path) -> str:
+    """The section of a results file, by the script that wrote it.
+
+    Raises:
+        SystemExit: no table is known for that script.
+    """
+    document = json.loads(path.read_text())
+    script = re.search(r"bench/(\w+)\.py", document["command"])
+    if script is None or script[1] not in RENDERERS:
+        raise SystemExit(f"{path}: no table for the results of {document['command']!r}")
+    return f"{source(document)}\n\n{RENDERERS[script[1]](document)}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    parser.add_argument("file", nargs="?", type=Path)
+    arguments = parser.parse_args()
+    if arguments.file is not None:
+        print(render(arguments.file))
+        return
+    check = arguments.check
+    text = README.read_text()
+    current = SECTION.sub(lambda m: f"{m[1]}{render(BENCH / m[2])}{m[3]}", text)
+    shown = {m[2] for m in SECTION.finditer(text)}
+    for path in sorted((BENCH / "results").glob("*.json")):
+        if f"results/{path.name}" not in shown:
+            sys.exit(f"{README} has no section for results/{path.name}")
+    if check and current != text:
+        sys.exit(f"{README} is not current: run python bench/tables.py")
+    if not check:
+        README.write_text(current)
+
+
+if __name__ == "__main__":
+    main()
