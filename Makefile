@@ -27,7 +27,7 @@ CTEST = ctest --test-dir $(BUILD)-$(1) --output-on-failure
 .DEFAULT_GOAL := help
 .PHONY: help dev build test test-quick test-native test-py check fmt fmt-check lint tidy types layers \
   cross cross-wheels test-cross gen gen-check asan asan-py asan-library tsan valgrind bench-kernels bench-models \
-  bench-compare bench-tables wheel wheel-test ci clean
+  bench-compare bench-tables guard guard-tool wheel wheel-test ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -139,6 +139,13 @@ valgrind: build ## run the C tests under valgrind
 	  echo "$$name"; \
 	  (cd $(BUILD)-release && valgrind --quiet --error-exitcode=99 --leak-check=full ./tests/$$name) || exit 1; \
 	done
+
+guard: dev ## count the instructions of small runs: fails where they have become more (gcc 12)
+	$(MAKE) --no-print-directory CC=gcc guard-tool
+	python bench/guard.py build/gcc-release/bitm
+
+guard-tool:
+	$(call CMAKE,release) --target bitm_tool
 
 # BERT-base for bench/compare.py, in every engine's form: 2 GB.
 bench-models: dev ## make the models that bench/compare.py runs
