@@ -25,9 +25,8 @@ CMAKE = cmake --preset $(1) -S native -B $(BUILD)-$(1) -DCMAKE_C_COMPILER=$(CC) 
 CTEST = ctest --test-dir $(BUILD)-$(1) --output-on-failure
 
 .DEFAULT_GOAL := help
-.PHONY: help dev build test test-quick test-native test-py check fmt fmt-check lint tidy types layers \
-  cross cross-wheels test-cross gen gen-check asan asan-py asan-library tsan valgrind bench-kernels bench-models \
-  bench-compare bench-tables guard guard-tool wheel wheel-test ci clean
+# Every target without a folder in its name: none of them is a file.
+.PHONY: $(shell sed -nE 's/^([a-z-]+):.*/\1/p' $(MAKEFILE_LIST))
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -161,6 +160,24 @@ bench-compare: bench-models ## time bitm beside other engines (an hour)
 
 bench-tables: ## render bench/results into bench/README.md
 	$(VENV)/bin/python bench/tables.py
+
+# The quick forms of the following are tests: every run of the C tests replays the corpus and some mutants.
+FUZZ_SECONDS ?= 1800
+FUZZ_MUTANTS ?= 200000
+
+mutants: $(VENV)/ready ## open and run 200,000 broken models under AddressSanitizer
+	$(call CMAKE,asan) --target fuzz_load fuzz_run
+	$(BUILD)-asan/tests/fuzz_load --mutants $(FUZZ_MUTANTS) tests/fuzz/corpus/models/*
+	$(BUILD)-asan/tests/fuzz_run --mutants $(FUZZ_MUTANTS) tests/fuzz/corpus/models/*
+
+# New inputs are kept in build/; what deserves it is added to the corpus by hand.
+fuzz: $(VENV)/ready ## fuzz loading, running and the tokenizer with libFuzzer, 30 minutes each (CC=clang-14)
+	$(call CMAKE,fuzz) --target fuzz_load fuzz_run fuzz_tokenizer
+	for target in load:models run:models tokenizer:texts; do \
+	  mkdir -p $(BUILD)-fuzz/found/$${target%:*}; \
+	  $(BUILD)-fuzz/tests/fuzz_$${target%:*} -max_total_time=$(FUZZ_SECONDS) -timeout=5 -max_len=120000 \
+	    -print_final_stats=1 $(BUILD)-fuzz/found/$${target%:*} tests/fuzz/corpus/$${target#*:} || exit 1; \
+	done
 
 bench-kernels: build ## print the speed of every kernel
 	$(BUILD)-release/tests/checkkernels --bench
