@@ -143,3 +143,96 @@ def test_every_status_has_its_name() -> None:
     assert len(numbers) == len(set(numbers.values()))
     for name, number in numbers.items():
         assert ffi.string(_native.lib.bitm_status_name(number)).decode() == name[5:]
+
+
+# ---- Growth ----
+
+# Uses every struct that begins with struct_size, and prints what comes back.
+PROGRAM = r"""
+#include <stdio.h>
+#include "bitm.h"
+
+int main(int argc, char **argv)
+{
+    bitm_error err;
+    bitm_model_options model_options = {.struct_size = sizeof model_options};
+    bitm_model_properties properties = {.struct_size = sizeof properties};
+    bitm_session_options options = {.struct_size = sizeof options, .max_length = 4, .n_threads = 1};
+    bitm_model *model;
+    bitm_session *session;
+    int32_t ids[4] = {1, 2, 3, 4}, position = 2;
+    bitm_batch batch = {.struct_size = sizeof batch, .n_sequences = 1, .length = 4,
+                        .n_positions = 1, .input_ids = ids, .positions = &position};
+    bitm_prediction best[3];
+    if (argc != 2 || bitm_model_open(argv[1], &model_options, &model, &err) != BITM_OK ||
+        bitm_model_info(model, &properties, &err) != BITM_OK ||
+        bitm_session_create(model, &options, &session, &err) != BITM_OK ||
+        bitm_run_top_k(session, &batch, 3, NULL, 0, best, 3, &err) != BITM_OK) {
+        printf("%s\n", err.message);
+        return 1;
+    }
+    printf("%u %u", properties.vocab_size, properties.quantizes_activations);
+    for (int i = 0; i < 3; i++) printf(" %d %a", best[i].token, best[i].score);
+    bitm_session_free(session);
+    bitm_model_close(model);
+    return 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def newer_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources of a later version: every struct that can grow has grown."""
+    source = tmp_path_factory.mktemp("newer") / "native"
+    shutil.copytree(ROOT / "native", source)
+    header = source / "include/bitm.h"
+    grown, n = re.subn(
+        r"(typedef struct \w+ \{\n    uint32_t struct_size;.*?)(\n\} \w+;)",
+        r"\1\n    uint64_t appended[3];\2",
+        header.read_text(),
+        flags=re.DOTALL,
+    )
+    assert n == len([s for s in structs().values() if s.fields[0][0] == "struct_size"]) >= 4
+    header.write_text(grown)
+    return source
+
+
+def build_program(include: Path, library: Path, folder: Path) -> Path:
+    """The program, built against one header and bound to one library."""
+    (folder / "program.c").write_text(PROGRAM)
+    program = folder / "program"
+    run(
+        *(needs_tool("cc"), "-std=c11", "-I", include, folder / "program.c"),
+        *("-o", program, library, f"-Wl,-rpath,{library.parent}"),
+    )
+    return program
+
+
+@pytest.fixture(scope="module")
+def newer_library(newer_source: Path) -> Path:
+    build = newer_source.parent / "build"
+    run(needs_tool("cmake"), "-S", newer_source, "-B", build, "-DCMAKE_BUILD_TYPE=Debug")
+    run("cmake", "--build", build, "--target", "bitm_shared", "--parallel", "2")
+    return build / "libbitm.so"
+
+
+def test_programs_run_with_a_newer_library(
+    newer_library: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    answers = set()
+    for library in (library_path(), newer_library):
+        folder = tmp_path / library.parent.name
+        folder.mkdir()
+        answers.add(run(build_program(HEADER.parent, library, folder), tiny_model))
+    assert len(answers) == 1
+
+
+def test_programs_of_a_newer_header_run_with_this_library(
+    newer_source: Path, newer_library: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """As long as they leave what has been appended at 0."""
+    new = build_program(newer_source / "include", library_path(), tmp_path)
+    expected = run(new, tiny_model)
+    old = tmp_path / "old"
+    old.mkdir()
+    assert expected == run(build_program(HEADER.parent, newer_library, old), tiny_model)
