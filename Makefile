@@ -50,6 +50,9 @@ $(VENV)/installed: $(C_SOURCES) native/CMakeLists.txt native/cmake/isa.cmake nat
 build: $(VENV)/ready ## build the C library, its command line and its tests
 	$(call CMAKE,release)
 
+# Times inside the archives are those of the last commit, so that the same sources give the same bytes.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
+
 wheel: $(VENV)/ready ## build dist/: the sdist, and a wheel from it
 	rm -f dist/*.whl dist/*.tar.gz
 	python -m build --no-isolation
@@ -94,6 +97,13 @@ test-cross: build dev ## build for other machines, and run what an emulator can
 	  ctest --test-dir build/cross/$$target --output-on-failure -E checkkernels || exit 1; \
 	done
 	BITM_CROSS='$(TRIED)' BITM_NATIVE=$(BUILD)-release pytest -q tests/test_cross.py
+
+wheel-again: wheel ## check that building again gives the same bytes
+	rm -rf build/again
+	mkdir -p build/again
+	tar -xf dist/*.tar.gz -C build/again
+	python -m build --no-isolation --outdir build/again/dist build/again/bitm-*/
+	cd dist && sha256sum *.tar.gz *.whl | tee /dev/stderr | (cd ../build/again/dist && sha256sum --check)
 
 clean: ## remove everything that was made
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -187,6 +197,10 @@ wheel-test: wheel ## install the wheel into an empty environment and use it ther
 	$(PYTHON) -m venv build/wheel-test
 	build/wheel-test/bin/pip install --quiet dist/*.whl
 	build/wheel-test/bin/python tests/check_wheel.py
+
+sbom: wheel-test ## write dist/bitm.cdx.json: what the wheel carries and needs (CycloneDX)
+	cyclonedx-py environment build/wheel-test/bin/python --pyproject pyproject.toml --mc-type library \
+	  --output-reproducible --output-file dist/bitm.cdx.json
 
 # ---- What a commit must pass ----
 
