@@ -180,6 +180,14 @@ mutants: $(VENV)/ready ## open and run 200,000 broken models under AddressSaniti
 	$(BUILD)-asan/tests/fuzz_load --mutants $(FUZZ_MUTANTS) tests/fuzz/corpus/models/*
 	$(BUILD)-asan/tests/fuzz_run --mutants $(FUZZ_MUTANTS) tests/fuzz/corpus/models/*
 
+SOAK_CALLS ?= 1000000
+SOAK_SECONDS ?= 60
+
+soak: dev ## a million calls, 16 threads and 4 processes, 60 seconds each
+	python -c "import sys; sys.path[:0] = ['tests', 'formats']; import numpy, tiny_models, bitm_formats; \
+	  bitm_formats.write('build/soak.bitm', tiny_models.masked_lm(numpy.random.default_rng(0)))"
+	python tests/endurance.py build/soak.bitm --calls $(SOAK_CALLS) --seconds $(SOAK_SECONDS)
+
 # New inputs are kept in build/; what deserves it is added to the corpus by hand.
 fuzz: $(VENV)/ready ## fuzz loading, running and the tokenizer with libFuzzer, 30 minutes each (CC=clang-14)
 	$(call CMAKE,fuzz) --target fuzz_load fuzz_run fuzz_tokenizer

@@ -324,6 +324,57 @@ def test_a_write_that_fails_leaves_the_old_file(
     assert not list(tmp_path.glob(".*"))
 
 
+KILLED_BEFORE = """
+import os, signal, sys
+from bitm_converter import cli
+
+def die(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+os.{function} = die
+cli.main(sys.argv[1:])
+"""
+LIMITED = """
+import resource, sys
+from bitm_converter import cli
+
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_killed_conversion_leaves_the_old_file(
+    function: str, folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "model.bitm"
+    output.write_bytes(b"an older file")
+    code = KILLED_BEFORE.format(function=function)
+    done = subprocess.run([sys.executable, "-c", code, folder, output], check=False)
+    assert done.returncode == -9
+    assert output.read_bytes() == b"an older file"
+    # What was being written has another name, and does not hinder the next conversion.
+    assert run(folder, output) == 0
+    bitm_formats.read(output, verify=True)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 4096, 20_000])
+def test_a_full_disk_leaves_the_old_file(limit: int, folder: Path, tmp_path: Path) -> None:
+    """The system refuses to write on in the middle of the file."""
+    output = tmp_path / "model.bitm"
+    output.write_bytes(b"an older file")
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", LIMITED.format(limit=limit), folder, output],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout
+    assert "File too large [io]" in done.stderr
+    assert output.read_bytes() == b"an older file"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "model.bitm"]
+
+
 # Verification
 
 
