@@ -197,6 +197,12 @@ fuzz: $(VENV)/ready ## fuzz loading, running and the tokenizer with libFuzzer, 3
 	    -print_final_stats=1 $(BUILD)-fuzz/found/$${target%:*} tests/fuzz/corpus/$${target#*:} || exit 1; \
 	done
 
+fuzz-unpickler: dev ## fuzz the readers of checkpoints with atheris, 30 minutes
+	pip install --quiet --group fuzz
+	mkdir -p build/found-pickles
+	python tests/fuzz/fuzz_unpickler.py -max_total_time=$(FUZZ_SECONDS) -timeout=5 \
+	  build/found-pickles tests/fuzz/corpus/pickles
+
 bench-kernels: build ## print the speed of every kernel
 	$(BUILD)-release/tests/checkkernels --bench
 

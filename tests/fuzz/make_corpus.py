@@ -1,4 +1,4 @@
-"""Writes the seeds of the fuzz targets: tests/fuzz/corpus/{models,texts}.
+"""Writes the seeds of the fuzz targets: tests/fuzz/corpus/{models,texts,pickles}.
 
 Models are as small as they can be while every kind of linear, quantizer, attention and head occurs,
 for fuzzers are faster on small files. Inputs that fuzzing has found are added by hand; this script
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / folder) for folder in ("formats", "tests")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("formats", "converter", "tests")]
 
 from bitm_formats import (  # noqa: E402
     DType,
@@ -31,6 +31,7 @@ from bitm_formats import (  # noqa: E402
     write,
 )
 from malformed import full_model  # noqa: E402
+from test_checkpoint import WRITERS  # noqa: E402
 from tiny_models import config, encoder, float_matrix, masked_lm  # noqa: E402
 
 SMALL = {
@@ -113,12 +114,14 @@ def models() -> Iterator[tuple[str, ModelFile]]:
 def main() -> None:
     """Writes all seeds."""
     corpus = Path(__file__).parent / "corpus"
-    for folder in ("models", "texts"):
+    for folder in ("models", "texts", "pickles"):
         (corpus / folder).mkdir(parents=True, exist_ok=True)
     for name, model in models():
         write(corpus / "models" / f"{name}.bitm", model)
     for name, text in TEXTS.items():
         (corpus / "texts" / name).write_bytes(text)
+    for container, write_checkpoint in WRITERS.items():
+        write_checkpoint(corpus / "pickles" / container)
 
 
 if __name__ == "__main__":
