@@ -116,7 +116,10 @@ test-quick: dev ## run the Python tests but the slow ones
 	pytest -q -m 'not slow'
 
 test-native: build ## run the C tests
-	$(call CTEST,release)
+	$(call CTEST,release) -LE emulated
+
+test-emulated: build ## run kernels and a model on emulated older CPUs (needs qemu-user-static)
+	$(call CTEST,release) -L emulated --no-tests=error
 
 test-py: dev ## run all Python tests
 	pytest

@@ -1,66 +1,73 @@
 /* AMX products of one-bit and ternary weights with bytes.
  *
  * A product of tiles multiplies 16 tokens x 64 inputs by 64 inputs x 16 outputs.  Codes are read
- * where they lie, 64 of 16 tokens.  Weights become bytes of -1, 0 and 1, of 32 outputs and a
- * stretch of inputs at a time, in a buffer of the first cache, which serves many tokens; not beside
- * the products, whose loads would wait for stores with the same low address bits.  Two by two tiles
- * of sums stay in registers over a stretch; they are finished while the next ones are at work.
+ * where they lie, 64 of 16 tokens; weights become bytes of -1, 0 and 1 in a small ring of buffers,
+ * a few steps before their tile is loaded: long enough that the stores have reached the cache,
+ * soon enough that they have not left it.  Two by two tiles of sums stay in registers over all
+ * inputs; only then are they stored, once, and while the next ones are at work, finished.  So
+ * nothing grows with the number of inputs, and few tokens cost little more than expanding weights.
  *
- * int16 codes are two rows of bytes, the low ones unsigned, one after the other: the tile unit does
- * not overlap products of unsigned and of signed bytes.  Bits, of sign activations and of planes,
- * become bytes first.
+ * int16 codes take the place of two tokens' tiles by their low bytes, unsigned, and their high
+ * ones.  Bits, of sign activations and of planes, become bytes first.
  *
  *   tdpbssd    16,384 multiply-adds in 16 cycles; four of them, 64, are a step of 64 inputs
  *   tileloadd  8 cycles of both load ports; four a step: 32
  *   vpblendmb  64 bytes of weights from a mask: 32 a step with as many loads and stores, 32 cycles
- *              of the store port, for all tokens of a pass
+ *              of the store port and of ports 0 and 5, all beside the tiles
  */
 #include "x86_avx512.h"
 
 #include <string.h>
 
 enum {
-    TILE = 16,          /* tokens or outputs of a tile */
-    TILE_BYTES = 1024,  /* of a whole tile: 16 rows of 64 bytes */
-    STRETCH_STEPS = 16, /* steps of weights that are bytes at a time: 32 KiB */
-    PASS_TILES = 8,     /* tiles of tokens that they serve */
-    BYTES_TILES = 2,    /* of those whose bytes are made here */
-    BYTES_STRIDE = (STRETCH_STEPS + 1) * STEP, /* rows in different cache sets */
-    GROUP = 4,                                 /* panels that one making of bytes serves */
+    TILE = 16,         /* tokens or outputs of a tile */
+    TILE_BYTES = 1024, /* of a whole tile: 16 rows of 64 bytes */
+    RING = 4,          /* steps of weights that are expanded at a time */
+    MAX_BYTES = 4096,  /* inputs of a token whose bytes are made here; of a large BERT's linears */
+    BYTES_STRIDE = MAX_BYTES + STEP, /* rows in different cache sets */
 };
 
 typedef enum weight_kind { WEIGHTS_BIT1, WEIGHTS_TERN } weight_kind;
 typedef enum code_kind { CODES_I8, CODES_I16, CODES_SIGN, CODES_PLANES } code_kind;
 
-/* What the two rows of tiles of sums are: two tiles of tokens, or one, whose even and odd steps are
- * added up apart, because sums in two tiles would wait for each other. */
-typedef enum tile_use { TWO_TILES, ONE_TILE } tile_use;
+/* What the two rows of tiles are: two tiles of tokens; one, whose even and odd steps are added up
+ * apart, because sums in two tiles would wait for each other; low and high bytes of one. */
+typedef enum tile_use { TWO_TILES, ONE_TILE, TWO_BYTES } tile_use;
 
-/* Sums of one or two tiles of tokens with a panel of outputs: of low bytes, or of all, and of high
- * bytes. */
-typedef struct sums {
+/* Sums of the tiles of tokens and a panel of outputs. */
+typedef int32_t tile_sums[2][TILE][PANEL];
+
+/* Sums that are not finished. */
+typedef struct pending {
     tile_use use;
     uint32_t first;               /* output of the panel */
     uint32_t token[2], n_done[2]; /* of each tile: its first token, and how many another had */
-    _Alignas(64) int32_t dots[2][2][TILE][PANEL];
-} sums;
+    _Alignas(64) tile_sums sums;
+} pending;
+
+/* Where weights are expanded next. */
+typedef struct expansion {
+    uint32_t n_left; /* steps */
+    uint32_t panel, step;
+    uint32_t slot;
+} expansion;
 
 typedef struct work {
     const bitm_gemm *gemm;
-    uint32_t output, end; /* outputs [output, end) */
-    uint32_t token, n_tokens;
-    uint32_t n_steps; /* of 64 inputs */
-    uint32_t n_rows;  /* tokens in a tile */
-    /* The stretch at work. */
-    uint32_t step, n_stretch;
-    const uint8_t *codes[PASS_TILES][2]; /* of each tile: low bytes, or all, and high bytes */
+    uint32_t output, end;     /* outputs [output, end) */
+    uint32_t n_panels, first; /* the first panel's first output */
+    uint32_t n_steps;         /* of 64 inputs */
+    uint32_t n_rows;          /* tokens in a tile */
+    expansion ahead;
+    uint32_t slot; /* of the next step to multiply */
+    /* The rows of both tiles, and of the last step, which may end early. */
+    const uint8_t *codes[2], *last[2];
     size_t stride;
-    bool ends_early; /* the inputs end within the last step: a copy has zeros there */
-    const sums *unfinished;
-    sums sums[GROUP * BYTES_TILES / 2 > PASS_TILES / 2 ? GROUP * BYTES_TILES / 2 : PASS_TILES / 2];
-    _Alignas(64) uint8_t weights[STRETCH_STEPS][2 * TILE_BYTES];
-    _Alignas(64) uint8_t last[PASS_TILES][TILE_BYTES];
-    _Alignas(64) uint8_t bytes[BYTES_TILES][2][TILE][BYTES_STRIDE];
+    pending pending[2];
+    uint32_t n_pending; /* so far */
+    _Alignas(64) uint8_t ring[RING][2 * TILE_BYTES];
+    _Alignas(64) uint8_t last_codes[2][TILE_BYTES];
+    _Alignas(64) uint8_t bytes[2][TILE][BYTES_STRIDE];
 } work;
 
 /* ---- Tiles ---- */
@@ -93,9 +100,9 @@ static void configure_tiles(uint32_t n_rows)
         _tile_loadd(tile, place, stride);                                                          \
     } while (0)
 
-#define MULTIPLY(is_unsigned, sum, codes, weights)                                                 \
+#define MULTIPLY(use, sum, codes, weights)                                                         \
     do {                                                                                           \
-        if (is_unsigned)                                                                           \
+        if ((use) == TWO_BYTES && (codes) == 4)                                                    \
             _tile_dpbusd(sum, codes, weights);                                                     \
         else                                                                                       \
             _tile_dpbssd(sum, codes, weights);                                                     \
@@ -113,96 +120,81 @@ INLINE __m512i expand(weight_kind kind, uint64_t nonzero, uint64_t positive)
     return _mm512_mask_add_epi8(weights, (__mmask64)positive, weights, _mm512_set1_epi8(2));
 }
 
-INLINE void expand_step(weight_kind kind, const uint64_t *nonzero, const uint64_t *positive,
-                        uint8_t *place)
+/* Expands the next step of weights, if there is one. */
+INLINE void expand_next(work *w, weight_kind kind)
 {
-#pragma GCC unroll 8
+    expansion *ahead = &w->ahead;
+    const bitm_gemm *gemm = w->gemm;
+    const uint32_t positive_plane = kind == WEIGHTS_TERN;
+    uint64_t room[2][STEP_MASKS];
+    const uint64_t *nonzero, *positive;
+    if (ahead->n_left == 0) return;
+    uint32_t output = w->first + ahead->panel * PANEL;
+    if (gemm->packed != NULL) {
+        const uint64_t *masks = (const uint64_t *)gemm->packed + (size_t)ahead->step * STEP_MASKS;
+        nonzero = masks + panel_masks(gemm, 0, output);
+        positive = masks + panel_masks(gemm, positive_plane, output);
+    } else {
+        const uint64_t *rows =
+            (const uint64_t *)gemm->weights + (size_t)output * w->n_steps + ahead->step;
+        nonzero = positive = room[0];
+        make_masks(rows, w->n_steps, gemm->n_rows - output, room[0]);
+        if (kind == WEIGHTS_TERN) {
+            positive = room[1];
+            make_masks(rows + (size_t)gemm->n_rows * w->n_steps, w->n_steps, gemm->n_rows - output,
+                       room[1]);
+        }
+    }
+    uint8_t *place = w->ring[ahead->slot];
     for (uint32_t row = 0; row < TILE; row += 2, nonzero += 4, positive += 4, place += 2 * STEP) {
         _mm512_store_si512(place, expand(kind, nonzero[0], positive[0]));
         _mm512_store_si512(place + STEP, expand(kind, nonzero[1], positive[1]));
         _mm512_store_si512(place + TILE_BYTES, expand(kind, nonzero[2], positive[2]));
         _mm512_store_si512(place + TILE_BYTES + STEP, expand(kind, nonzero[3], positive[3]));
     }
-}
-
-/* Expands the stretch of weights of the panel that starts with output `first`. */
-INLINE void expand_panel(work *w, weight_kind kind, uint32_t first)
-{
-    const bitm_gemm *gemm = w->gemm;
-    const uint32_t positive_plane = kind == WEIGHTS_TERN;
-    if (gemm->packed != NULL) {
-        const uint64_t *masks = (const uint64_t *)gemm->packed + (size_t)w->step * STEP_MASKS;
-        const uint64_t *nonzero = masks + panel_masks(gemm, 0, first);
-        const uint64_t *positive = masks + panel_masks(gemm, positive_plane, first);
-        for (size_t s = 0; s < w->n_stretch; s++)
-            expand_step(kind, nonzero + s * STEP_MASKS, positive + s * STEP_MASKS, w->weights[s]);
-        return;
-    }
-    const uint64_t *rows = (const uint64_t *)gemm->weights + (size_t)first * w->n_steps + w->step;
-    for (size_t s = 0; s < w->n_stretch; s++) {
-        uint64_t nonzero[STEP_MASKS], positive[STEP_MASKS];
-        make_masks(rows + s, w->n_steps, gemm->n_rows - first, nonzero);
-        make_masks(rows + positive_plane * (size_t)gemm->n_rows * w->n_steps + s, w->n_steps,
-                   gemm->n_rows - first, positive);
-        expand_step(kind, nonzero, positive, w->weights[s]);
+    ahead->slot = (ahead->slot + 1) % RING;
+    ahead->n_left--;
+    if (++ahead->step == w->n_steps) {
+        ahead->step = 0;
+        ahead->panel = ahead->panel + 1 < w->n_panels ? ahead->panel + 1 : 0;
     }
 }
 
 /* ---- Steps ---- */
 
-/* Adds the stretch's products to the sums, or begins them.  `second` is the second tile of codes;
- * of ONE_TILE it is not used.  last: of the last step of both, NULL: as the others. */
-INLINE void add_stretch(const work *w, tile_use use, bool is_unsigned, const uint8_t *first,
-                        const uint8_t *second, const uint8_t *const last[2],
-                        int32_t dots[2][TILE][PANEL])
+/* All inputs of the tiles of tokens with the next panel: sums in tiles 0 to 3. */
+INLINE void add_steps(work *w, weight_kind kind, tile_use use)
 {
-    const size_t row_bytes = sizeof dots[0][0];
-    size_t stride = w->stride;
-    if (w->step > 0) {
-        LOAD_TILE(0, dots[0][0], row_bytes);
-        LOAD_TILE(1, dots[0][0] + TILE, row_bytes);
-        LOAD_TILE(2, dots[1][0], row_bytes);
-        LOAD_TILE(3, dots[1][0] + TILE, row_bytes);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    for (uint32_t s = 0; s < w->n_stretch; s++, first += STEP, second += STEP) {
-        const uint8_t *weights = w->weights[s];
-        if (last[0] != NULL && s + 1 == w->n_stretch) {
-            first = last[0];
-            second = last[1];
-            stride = STEP;
-        }
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (uint32_t step = 0; step < w->n_steps; step++) {
+        bool is_last = step + 1 == w->n_steps;
+        const uint8_t *first = is_last ? w->last[0] : w->codes[0] + (size_t)step * STEP;
+        const uint8_t *second = is_last ? w->last[1] : w->codes[1] + (size_t)step * STEP;
+        size_t stride = is_last ? STEP : w->stride;
+        const uint8_t *weights = w->ring[w->slot];
+        w->slot = (w->slot + 1) % RING;
         LOAD_TILE(6, weights, STEP);
-        if (use == ONE_TILE && s % 2 == 1) {
+        if (use == ONE_TILE && step % 2 == 1) {
             LOAD_TILE(5, first, stride);
-            MULTIPLY(is_unsigned, 2, 5, 6);
+            MULTIPLY(use, 2, 5, 6);
             LOAD_TILE(7, weights + TILE_BYTES, STEP);
-            MULTIPLY(is_unsigned, 3, 5, 7);
+            MULTIPLY(use, 3, 5, 7);
         } else {
             LOAD_TILE(4, first, stride);
-            MULTIPLY(is_unsigned, 0, 4, 6);
+            MULTIPLY(use, 0, 4, 6);
             LOAD_TILE(7, weights + TILE_BYTES, STEP);
-            MULTIPLY(is_unsigned, 1, 4, 7);
+            MULTIPLY(use, 1, 4, 7);
         }
-        if (use == TWO_TILES) {
+        if (use != ONE_TILE) {
             LOAD_TILE(5, second, stride);
-            MULTIPLY(is_unsigned, 2, 5, 6);
-            MULTIPLY(is_unsigned, 3, 5, 7);
+            MULTIPLY(use, 2, 5, 6);
+            MULTIPLY(use, 3, 5, 7);
         }
+        expand_next(w, kind);
     }
-}
-
-static void store_sums(int32_t dots[2][TILE][PANEL])
-{
-    const size_t row_bytes = sizeof dots[0][0];
-    _tile_stored(0, dots[0][0], row_bytes);
-    _tile_stored(1, dots[0][0] + TILE, row_bytes);
-    _tile_stored(2, dots[1][0], row_bytes);
-    _tile_stored(3, dots[1][0] + TILE, row_bytes);
 }
 
 /* ---- Codes ---- */
@@ -214,171 +206,164 @@ INLINE __m512i bytes_of_signs(uint64_t nonzero, uint64_t sign)
     return _mm512_mask_mov_epi8(bytes, (__mmask64)(nonzero & sign), _mm512_set1_epi8(1));
 }
 
-/* Makes the stretch's bytes of a token's bits. */
-INLINE void make_bytes(const work *w, code_kind kind, size_t token, uint8_t *bytes)
+/* Makes the bytes of rows of tile i, for tokens from `token` on. */
+static void make_bytes(work *w, code_kind kind, int i, size_t token)
 {
     const bitm_gemm *gemm = w->gemm;
-    size_t n_words = w->n_steps, n_planes = kind == CODES_SIGN ? 2 : gemm->n_planes;
-    const uint64_t *planes = (const uint64_t *)gemm->inputs + token * n_words * n_planes + w->step;
-    for (size_t word = 0; word < w->n_stretch; word++, bytes += STEP) {
-        __m512i all_codes = _mm512_setzero_si512();
-        if (kind == CODES_SIGN)
-            all_codes = bytes_of_signs(planes[word], planes[n_words + word]);
-        else
-            for (size_t p = 0; p < gemm->n_planes; p++)
-                all_codes =
-                    _mm512_mask_add_epi8(all_codes, (__mmask64)planes[p * n_words + word],
-                                         all_codes, _mm512_set1_epi8((char)gemm->plane_weights[p]));
-        _mm512_store_si512(bytes, all_codes);
-    }
-}
-
-/* Makes the stretch's low and high bytes of a token's int16 codes; zeros where they end. */
-INLINE void split_words(const work *w, size_t token, uint8_t *low, uint8_t *high)
-{
-    uint32_t first = w->step * STEP, n = w->gemm->n_inputs - first;
-    const int16_t *codes = (const int16_t *)w->gemm->inputs + token * w->gemm->n_inputs + first;
-    for (uint32_t i = 0; i < w->n_stretch * STEP; i += 32) {
-        __mmask32 exist = (__mmask32)first_bytes(i < n ? smaller(n - i, 32) : 0);
-        __m512i words = _mm512_maskz_loadu_epi16(exist, codes + i);
-        _mm256_store_si256((__m256i *)(low + i), _mm512_cvtepi16_epi8(words));
-        _mm256_store_si256((__m256i *)(high + i),
-                           _mm512_cvtepi16_epi8(_mm512_srai_epi16(words, 8)));
-    }
-}
-
-/* The tile's first token, and how many of its tokens are the tile's before. */
-static uint32_t tile_token(const work *w, uint32_t tile, uint32_t *n_done)
-{
-    uint32_t first = smaller(tile * w->n_rows, w->n_tokens - w->n_rows);
-    *n_done = tile * w->n_rows - first;
-    return w->token + first;
-}
-
-/* Codes of tile `tile`, the pass's number i. */
-INLINE void prepare_tile(work *w, code_kind kind, uint32_t tile, uint32_t i)
-{
-    uint32_t n_done;
-    size_t token = tile_token(w, tile, &n_done), n = w->gemm->n_inputs;
-    if (kind != CODES_I8) {
-        for (size_t row = 0; row < w->n_rows; row++) {
-            if (kind == CODES_I16)
-                split_words(w, token + row, w->bytes[i][0][row], w->bytes[i][1][row]);
+    size_t n_words = w->n_steps;
+    for (size_t row = 0; row < w->n_rows; row++) {
+        uint8_t *bytes = w->bytes[i][row];
+        const uint64_t *planes =
+            (const uint64_t *)gemm->inputs +
+            (token + row) * n_words * (kind == CODES_SIGN ? 2 : gemm->n_planes);
+        for (size_t word = 0; word < n_words; word++, bytes += STEP) {
+            __m512i all = _mm512_setzero_si512();
+            if (kind == CODES_SIGN)
+                all = bytes_of_signs(planes[word], planes[n_words + word]);
             else
-                make_bytes(w, kind, token + row, w->bytes[i][0][row]);
+                for (size_t p = 0; p < gemm->n_planes; p++)
+                    all = _mm512_mask_add_epi8(all, (__mmask64)planes[p * n_words + word], all,
+                                               _mm512_set1_epi8((char)gemm->plane_weights[p]));
+            _mm512_store_si512(bytes, all);
         }
-        w->codes[i][0] = w->bytes[i][0][0];
-        w->codes[i][1] = w->bytes[i][1][0];
+    }
+}
+
+/* Makes the low and high bytes of int16 codes, for tokens from `token` on. */
+static void split_words(work *w, size_t token)
+{
+    uint32_t n = w->gemm->n_inputs;
+    for (size_t row = 0; row < w->n_rows; row++) {
+        const int16_t *codes = (const int16_t *)w->gemm->inputs + (token + row) * n;
+        for (uint32_t i = 0; i < n; i += 32) {
+            __mmask32 exist = (__mmask32)first_bytes(smaller(n - i, 32));
+            __m512i words = _mm512_maskz_loadu_epi16(exist, codes + i);
+            _mm256_store_si256((__m256i *)(w->bytes[0][row] + i), _mm512_cvtepi16_epi8(words));
+            _mm256_store_si256((__m256i *)(w->bytes[1][row] + i),
+                               _mm512_cvtepi16_epi8(_mm512_srai_epi16(words, 8)));
+        }
+        if ((n + 31) / 32 % 2 == 1) { /* half a step more */
+            uint32_t end = (n + 31) / 32 * 32;
+            memset(w->bytes[0][row] + end, 0, 32);
+            memset(w->bytes[1][row] + end, 0, 32);
+        }
+    }
+}
+
+/* The last step of tile i's rows, zeros where they end. */
+static void copy_last(work *w, int i, uint32_t n)
+{
+    const uint8_t *from = w->codes[i] + (size_t)(w->n_steps - 1) * STEP;
+    for (size_t row = 0; row < w->n_rows; row++)
+        _mm512_store_si512(w->last_codes[i] + row * STEP,
+                           _mm512_maskz_loadu_epi8(first_bytes(n), from + row * w->stride));
+    w->last[i] = w->last_codes[i];
+}
+
+/* Codes of tile i, for tokens from `token` on. */
+static void prepare_codes(work *w, code_kind kind, int i, size_t token)
+{
+    uint32_t n_before = (w->n_steps - 1) * STEP;
+    if (kind == CODES_I8) {
+        w->codes[i] = (const uint8_t *)w->gemm->inputs + token * w->gemm->n_inputs;
+        w->stride = w->gemm->n_inputs;
+        copy_last(w, i, w->gemm->n_inputs - n_before);
         return;
     }
-    w->codes[i][0] = (const uint8_t *)w->gemm->inputs + token * n + (size_t)w->step * STEP;
-    for (size_t row = 0; w->ends_early && row < w->n_rows; row++) {
-        const uint8_t *from = w->codes[i][0] + row * n + (size_t)(w->n_stretch - 1) * STEP;
-        _mm512_store_si512(w->last[i] + row * STEP,
-                           _mm512_maskz_loadu_epi8(first_bytes((uint32_t)n % STEP), from));
-    }
+    w->codes[i] = w->bytes[i][0];
+    w->stride = BYTES_STRIDE;
+    if (kind == CODES_SIGN || kind == CODES_PLANES) make_bytes(w, kind, i, token);
+    copy_last(w, i, STEP);
 }
 
 /* ---- The product ---- */
 
 /* Finishes sums: of 16 outputs after the other, so that what they share is loaded once. */
-INLINE void finish(const work *w, code_kind kind, const sums *p)
+static void finish(const work *w, const pending *p)
 {
-    if (p == NULL) return;
+    const uint32_t n_tiles = p->use == TWO_TILES ? 2 : 1;
     for (uint32_t half = 0; half < PANEL; half += TILE) {
         __mmask16 lanes = outputs_between(p->first + half, w->output, w->end);
         if (lanes == 0) continue;
         epilogue e = begin_epilogue(w->gemm, p->first + half, lanes);
-        for (uint32_t i = 0; i < (p->use == TWO_TILES ? 2 : 1); i++) {
+        for (uint32_t i = 0; i < n_tiles; i++) {
             for (uint32_t row = p->n_done[i]; row < w->n_rows; row++) {
-                __m512i dot = _mm512_load_si512(p->dots[0][i][row] + half);
-                if (p->use == ONE_TILE)
-                    dot = _mm512_add_epi32(dot, _mm512_load_si512(p->dots[0][1][row] + half));
-                if (kind == CODES_I16) {
-                    __m512i high = _mm512_load_si512(p->dots[1][i][row] + half);
-                    if (p->use == ONE_TILE)
-                        high = _mm512_add_epi32(high, _mm512_load_si512(p->dots[1][1][row] + half));
-                    dot = _mm512_add_epi32(dot, _mm512_slli_epi32(high, 8));
-                }
+                __m512i dot = _mm512_load_si512(p->sums[i][row] + half);
+                __m512i more = _mm512_load_si512(p->sums[1][row] + half);
+                if (p->use == TWO_BYTES) more = _mm512_slli_epi32(more, 8);
+                if (p->use != TWO_TILES) dot = _mm512_add_epi32(dot, more);
                 store_outputs(w->gemm, &e, p->token[i] + row, _mm512_cvtepi32_ps(dot));
             }
         }
     }
 }
 
-/* The stretch's products of one or two tiles, the pass's from i on, with the expanded panel. */
-INLINE void multiply_tiles(work *w, code_kind kind, tile_use use, uint32_t tile, uint32_t i,
-                           uint32_t first, sums *now)
+/* The tiles of tokens that are prepared, with all panels.  tokens: their first ones, n_done: how
+ * many of each were in an earlier tile. */
+INLINE void multiply_tiles(work *w, weight_kind weights, tile_use use, const uint32_t tokens[2],
+                           const uint32_t n_done[2])
 {
-    const uint32_t second = use == TWO_TILES ? i + 1 : i;
-    const uint8_t *const last[2] = {w->ends_early ? w->last[i] : NULL, w->last[second]};
-    add_stretch(w, use, kind == CODES_I16, w->codes[i][0], w->codes[second][0], last, now->dots[0]);
-    finish(w, kind, w->unfinished);
-    w->unfinished = NULL; /* its place may be this one's */
-    now->use = use;
-    now->first = first;
-    for (uint32_t k = 0; k < (use == TWO_TILES ? 2 : 1); k++)
-        now->token[k] = tile_token(w, tile + k, &now->n_done[k]);
-    store_sums(now->dots[0]);
-    if (kind == CODES_I16) {
-        add_stretch(w, use, false, w->codes[i][1], w->codes[second][1], last, now->dots[1]);
-        store_sums(now->dots[1]);
-    }
-    if (w->step + w->n_stretch == w->n_steps) w->unfinished = now;
-}
-
-/* Tiles [tile, tile + n_tiles) of tokens with n_panels panels from output `first` on.  Sums wait in
- * a place of their own from stretch to stretch. */
-INLINE void multiply_pass(work *w, weight_kind weights, code_kind kind, uint32_t tile,
-                          uint32_t n_tiles, uint32_t first, uint32_t n_panels)
-{
-    for (w->step = 0; w->step < w->n_steps; w->step += STRETCH_STEPS) {
-        w->n_stretch = smaller(STRETCH_STEPS, w->n_steps - w->step);
-        w->ends_early = kind == CODES_I8 && w->gemm->n_inputs % STEP != 0 &&
-                        w->step + w->n_stretch == w->n_steps;
-        for (uint32_t i = 0; i < n_tiles; i++)
-            prepare_tile(w, kind, tile + i, i);
-        sums *now = w->sums;
-        for (uint32_t panel = 0; panel < n_panels; panel++) {
-            uint32_t output = first + panel * PANEL;
-            expand_panel(w, weights, output);
-            for (uint32_t i = 0; i < n_tiles; i += 2, now++) {
-                if (i + 1 < n_tiles)
-                    multiply_tiles(w, kind, TWO_TILES, tile + i, i, output, now);
-                else
-                    multiply_tiles(w, kind, ONE_TILE, tile + i, i, output, now);
-            }
+    for (uint32_t panel = 0; panel < w->n_panels; panel++) {
+        pending *now = &w->pending[w->n_pending % 2];
+        add_steps(w, weights, use);
+        if (w->n_pending > 0) finish(w, &w->pending[(w->n_pending - 1) % 2]);
+        w->n_pending++;
+        now->use = use;
+        now->first = w->first + panel * PANEL;
+        for (int i = 0; i < 2; i++) {
+            now->token[i] = tokens[i];
+            now->n_done[i] = n_done[i];
         }
+        _tile_stored(0, now->sums[0][0], sizeof now->sums[0][0]);
+        _tile_stored(1, now->sums[0][0] + TILE, sizeof now->sums[0][0]);
+        _tile_stored(2, now->sums[1][0], sizeof now->sums[1][0]);
+        _tile_stored(3, now->sums[1][0] + TILE, sizeof now->sums[1][0]);
     }
 }
 
 /* Tiles have the same number of tokens, so that they are configured once; the last one begins with
  * tokens of the one before where they do not come out even. */
-INLINE void multiply(const bitm_gemm *gemm, weight_kind weights, code_kind kind, uint32_t token,
+INLINE void multiply(const bitm_gemm *gemm, weight_kind weights, code_kind codes, uint32_t token,
                      uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
 {
     work w; /* large: its arrays stay as they are until their use */
-    const uint32_t pass = kind == CODES_I8 ? PASS_TILES : BYTES_TILES;
-    const uint32_t group = kind == CODES_I8 ? 1 : GROUP;
     uint32_t n_tiles = (n_tokens + TILE - 1) / TILE;
+    const uint32_t n_together = codes == CODES_I16 ? 1 : 2;
     w.gemm = gemm;
     w.output = output;
     w.end = output + n_outputs;
-    w.token = token;
-    w.n_tokens = n_tokens;
+    w.first = output / PANEL * PANEL;
+    w.n_panels = (w.end - w.first + PANEL - 1) / PANEL;
     w.n_steps = (gemm->n_inputs + STEP - 1) / STEP;
     w.n_rows = (n_tokens + n_tiles - 1) / n_tiles;
-    w.stride = kind == CODES_I8 ? gemm->n_inputs : BYTES_STRIDE;
-    w.unfinished = NULL;
+    w.n_pending = w.slot = 0;
+    w.ahead =
+        (expansion){.n_left = (n_tiles + n_together - 1) / n_together * w.n_panels * w.n_steps};
     configure_tiles(w.n_rows);
-    for (uint32_t tile = 0; tile < n_tiles; tile += pass) {
-        for (uint32_t o = output / PANEL * PANEL; o < w.end; o += group * PANEL) {
-            uint32_t n_panels = (w.end - o + PANEL - 1) / PANEL;
-            multiply_pass(&w, weights, kind, tile, smaller(pass, n_tiles - tile), o,
-                          smaller(group, n_panels));
+    for (int i = 0; i < RING - 1; i++)
+        expand_next(&w, weights);
+    for (uint32_t tile = 0; tile < n_tiles; tile += n_together) {
+        bool one = n_together == 1 || tile + 1 == n_tiles;
+        uint32_t tokens[2] = {0}, n_done[2] = {0};
+        for (uint32_t i = 0; i < (one ? 1 : 2); i++) {
+            uint32_t first = smaller((tile + i) * w.n_rows, n_tokens - w.n_rows);
+            tokens[i] = token + first;
+            n_done[i] = (tile + i) * w.n_rows - first;
+            if (codes == CODES_I16) split_words(&w, tokens[i]);
+            prepare_codes(&w, codes, (int)i, tokens[i]);
+        }
+        if (codes == CODES_I16) {
+            prepare_codes(&w, codes, 1, tokens[0]);
+            multiply_tiles(&w, weights, TWO_BYTES, tokens, n_done);
+        } else if (one) {
+            w.codes[1] = w.codes[0];
+            w.last[1] = w.last[0];
+            multiply_tiles(&w, weights, ONE_TILE, tokens, n_done);
+        } else {
+            multiply_tiles(&w, weights, TWO_TILES, tokens, n_done);
         }
     }
-    finish(&w, kind, w.unfinished);
+    finish(&w, &w.pending[(w.n_pending - 1) % 2]);
     _tile_release();
 }
 
@@ -394,32 +379,17 @@ void bitm_gemm_w2a8__amx(const bitm_gemm *gemm, uint32_t token, uint32_t n_token
     multiply(gemm, WEIGHTS_TERN, CODES_I8, token, n_tokens, output, n_outputs);
 }
 
-void bitm_gemm_w1a16__amx(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
-                          uint32_t n_outputs)
+/* ---- Codes whose bytes are made first, where there is room for them ---- */
+
+/* The same product in the file's layout of weights, for a kernel of another packing. */
+INLINE bitm_gemm unpacked(const bitm_gemm *gemm)
 {
-    multiply(gemm, WEIGHTS_BIT1, CODES_I16, token, n_tokens, output, n_outputs);
+    bitm_gemm other = *gemm;
+    other.packed = NULL;
+    return other;
 }
 
-void bitm_gemm_w2a16__amx(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
-                          uint32_t n_outputs)
-{
-    multiply(gemm, WEIGHTS_TERN, CODES_I16, token, n_tokens, output, n_outputs);
-}
-
-void bitm_gemm_w1sign__amx(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
-                           uint32_t output, uint32_t n_outputs)
-{
-    multiply(gemm, WEIGHTS_BIT1, CODES_SIGN, token, n_tokens, output, n_outputs);
-}
-
-void bitm_gemm_w2sign__amx(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
-                           uint32_t output, uint32_t n_outputs)
-{
-    multiply(gemm, WEIGHTS_TERN, CODES_SIGN, token, n_tokens, output, n_outputs);
-}
-
-/* ---- Planes: where their codes fit into a byte ---- */
-
+/* Whether codes of the planes fit into a byte. */
 static bool planes_fit(const bitm_gemm *gemm)
 {
     int32_t least = 0, greatest = 0;
@@ -434,32 +404,21 @@ static bool planes_fit(const bitm_gemm *gemm)
     return least >= -128 && greatest <= 127;
 }
 
-/* The same product in the file's layout of weights, for a kernel of another packing. */
-static bitm_gemm unpacked(const bitm_gemm *gemm)
-{
-    bitm_gemm other = *gemm;
-    other.packed = NULL;
-    return other;
-}
-
-void bitm_gemm_w1planes__amx(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
-                             uint32_t output, uint32_t n_outputs)
-{
-    if (planes_fit(gemm)) {
-        multiply(gemm, WEIGHTS_BIT1, CODES_PLANES, token, n_tokens, output, n_outputs);
-        return;
+#define PRODUCT(op, weights, codes, fits, fallback)                                                \
+    void bitm_gemm_##op##__amx(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,           \
+                               uint32_t output, uint32_t n_outputs)                                \
+    {                                                                                              \
+        if (gemm->n_inputs <= MAX_BYTES && (fits)) {                                               \
+            multiply(gemm, weights, codes, token, n_tokens, output, n_outputs);                    \
+        } else {                                                                                   \
+            bitm_gemm other = unpacked(gemm);                                                      \
+            bitm_gemm_##op##__##fallback(&other, token, n_tokens, output, n_outputs);              \
+        }                                                                                          \
     }
-    bitm_gemm other = unpacked(gemm);
-    bitm_gemm_w1planes__vpopcnt(&other, token, n_tokens, output, n_outputs);
-}
 
-void bitm_gemm_w2planes__amx(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
-                             uint32_t output, uint32_t n_outputs)
-{
-    if (planes_fit(gemm)) {
-        multiply(gemm, WEIGHTS_TERN, CODES_PLANES, token, n_tokens, output, n_outputs);
-        return;
-    }
-    bitm_gemm other = unpacked(gemm);
-    bitm_gemm_w2planes__vpopcnt(&other, token, n_tokens, output, n_outputs);
-}
+PRODUCT(w1a16, WEIGHTS_BIT1, CODES_I16, true, vnni)
+PRODUCT(w2a16, WEIGHTS_TERN, CODES_I16, true, vnni)
+PRODUCT(w1sign, WEIGHTS_BIT1, CODES_SIGN, true, vpopcnt)
+PRODUCT(w2sign, WEIGHTS_TERN, CODES_SIGN, true, vpopcnt)
+PRODUCT(w1planes, WEIGHTS_BIT1, CODES_PLANES, planes_fit(gemm), vpopcnt)
+PRODUCT(w2planes, WEIGHTS_TERN, CODES_PLANES, planes_fit(gemm), vpopcnt)
