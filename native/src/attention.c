@@ -430,7 +430,8 @@ static void general_task(void *argument, uint32_t task, uint32_t worker)
             bitm_quantizer_finish(quantizer, extremes_of(backend, h.sequence, h.number),
                                   &quantization, &step, &base);
             code_sum = backend->kernels->quantize(&quantization, h.scores, h.n_tokens, h.codes);
-            for (size_t j = 0; j < h.n_tokens; j++)
+            bool uses_values = !w->integer_context || network->config->value_term;
+            for (size_t j = 0; uses_values && j < h.n_tokens; j++)
                 h.scores[j] = fmaf(step, (float)h.codes[j], base);
         }
         float *context = w->context + (h.first + i) * network->attention_size + h.place;
@@ -444,9 +445,9 @@ static void general_task(void *argument, uint32_t task, uint32_t worker)
 
 /* ---- A layer ---- */
 
-/* Quantizes an operand: codes for integer products, and the values that they stand for. */
+/* Quantizes an operand: codes for integer products, or otherwise the values that they stand for. */
 static void quantize_operand(const work *w, int operand, const bitm_file_quantizer *quantizer,
-                             float *x)
+                             bool is_integer, float *x)
 {
     bitm_backend *backend = w->backend;
     const bitm_attention_buffers *buffers = &backend->attention;
@@ -454,7 +455,7 @@ static void quantize_operand(const work *w, int operand, const bitm_file_quantiz
     if (quantizer == NULL) return;
     bitm_quantize_tokens(backend, quantizer, x, n_tokens, n, w->spans, buffers->codes[operand],
                          buffers->step[operand], buffers->base[operand]);
-    for (size_t t = 0; t < n_tokens; t++)
+    for (size_t t = 0; !is_integer && t < n_tokens; t++)
         for (size_t i = 0; i < n; i++)
             x[t * n + i] =
                 fmaf(buffers->step[operand][t], (float)buffers->codes[operand][t * n + i],
@@ -495,9 +496,9 @@ void bitm_backend_attention(bitm_backend *backend, const bitm_layer *layer, cons
         bitm_pool_run(&backend->pool, n_tasks, plain_task, &w);
         return;
     }
-    quantize_operand(&w, QUERY, layer->quantize_query, query);
-    quantize_operand(&w, KEY, layer->quantize_key, key);
-    quantize_operand(&w, VALUE, of_value, value);
+    quantize_operand(&w, QUERY, layer->quantize_query, w.integer_scores, query);
+    quantize_operand(&w, KEY, layer->quantize_key, w.integer_scores, key);
+    quantize_operand(&w, VALUE, of_value, w.integer_context, value);
     find_float_terms(&w, x);
     if (of_probabilities != NULL && of_probabilities->scope != BITM_SCOPE_STATIC) {
         bitm_pool_run(&backend->pool, n_tasks, extremes_task, &w);

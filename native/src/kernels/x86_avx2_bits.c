@@ -675,19 +675,37 @@ void bitm_gemm_w2planes__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_
         multiply_many_planes(gemm, true, token, n_tokens, output, n_outputs);
 }
 
-int32_t bitm_dot_planes__avx2(const bitm_planes *a, const bitm_planes *b, uint32_t n_words)
+INLINE int32_t dot_planes(const bitm_planes *a, const bitm_planes *b, const uint32_t n_words)
 {
+    const uint64_t *x = a->bits;
     int32_t sum = 0;
-    for (uint32_t p = 0; p < a->n_planes; p++) {
+    for (uint32_t p = 0; p < a->n_planes; p++, x += n_words) {
+        const uint64_t *y = b->bits;
         int32_t part = 0;
-        for (uint32_t q = 0; q < b->n_planes; q++) {
+        for (uint32_t q = 0; q < b->n_planes; q++, y += n_words) {
             int32_t count = 0;
             for (size_t i = 0; i < n_words; i++)
-                count += (int32_t)__builtin_popcountll(a->bits[p * (size_t)n_words + i] &
-                                                       b->bits[q * (size_t)n_words + i]);
+                count += (int32_t)__builtin_popcountll(x[i] & y[i]);
             part += b->weights[q] * count;
         }
         sum += a->weights[p] * part;
     }
     return sum;
+}
+
+/* A head has one word, texts of 128 tokens two: too few for a loop. */
+int32_t bitm_dot_planes__avx2(const bitm_planes *a, const bitm_planes *b, uint32_t n_words)
+{
+    switch (n_words) {
+    case 1:
+        return dot_planes(a, b, 1);
+    case 2:
+        return dot_planes(a, b, 2);
+    case 4:
+        return dot_planes(a, b, 4);
+    case 8:
+        return dot_planes(a, b, 8);
+    default:
+        return dot_planes(a, b, n_words);
+    }
 }
