@@ -61,13 +61,13 @@ def main() -> None:
             lambda r: r * r,
         ),
     )
-    # log2(erfc(x / sqrt(2))) = x P(x) for 0 <= x < 6
+    # log2(erfc(x / sqrt(2))) = x P(x) for 0 <= x < 5.5425
     show(
         "BITM_GELU",
         fit(
             lambda x: mp.log(mp.erfc(x / mp.sqrt(2)), 2) / x,
             1e-9,
-            6.0,
+            5.5425,
             6,
             lambda x: float(x * mp.erfc(x / mp.sqrt(2))),
         ),

@@ -30,10 +30,9 @@ enum { BITM_LANES = 16 };
 #define BITM_LOG2_E 1.44269504F
 #define BITM_LN2_HIGH 0.693359375F /* 10 bits, so that n * BITM_LN2_HIGH is exact */
 #define BITM_LN2_LOW -2.12194440e-4F
-#define BITM_EXP_LOWEST -87.0F  /* below, exp is 0 */
-#define BITM_EXP_HIGHEST 88.0F  /* above, exp is exp(88) */
-#define BITM_GELU_END 6.0F      /* beyond, P is taken as constant */
-#define BITM_GELU_LEAST -124.0F /* the least exponent, so that 2^n / 2 is a normal number */
+#define BITM_EXP_LOWEST -87.0F /* below, exp is 0 */
+#define BITM_EXP_HIGHEST 88.0F /* above, exp is exp(88) */
+#define BITM_GELU_END 5.5425F  /* from here on, erf(-x / sqrt(2)) rounds to -1 */
 
 /* Polynomials fitted by native/tools/fit_functions.py. */
 /* exp(r) = 1 + r + r^2 P(r), |r| <= ln(2) / 2 */
@@ -42,14 +41,14 @@ enum { BITM_LANES = 16 };
 #define BITM_EXP_2 0.041666206F
 #define BITM_EXP_3 0.0083688898F
 #define BITM_EXP_4 0.00139504916F
-/* log2(erfc(x / sqrt(2))) = x P(x), 0 <= x < 6 */
+/* log2(erfc(x / sqrt(2))) = x P(x), 0 <= x < BITM_GELU_END */
 #define BITM_GELU_0 -1.15110886F
 #define BITM_GELU_1 -0.459164321F
 #define BITM_GELU_2 -0.0526666082F
 #define BITM_GELU_3 0.00736312475F
-#define BITM_GELU_4 -0.000406980049F
-#define BITM_GELU_5 -5.76970633e-05F
-#define BITM_GELU_6 8.85840836e-06F
+#define BITM_GELU_4 -0.000406980107F
+#define BITM_GELU_5 -5.76970415e-05F
+#define BITM_GELU_6 8.85840564e-06F
 /* 2^r / 2 = P(r), |r| <= 1 / 2 */
 #define BITM_HALF_EXP2_0 0.5F
 #define BITM_HALF_EXP2_1 0.346573502F
@@ -123,21 +122,20 @@ static inline float bitm_tanh(float x)
 /* ---- Activation functions, SPEC.md 3.2 ---- */
 
 /* x Phi(x) as max(x, 0) - a Phi(-a) with a = abs(x), where Phi(-a) = erfc(a / sqrt(2)) / 2 is a
- * power of 2 with the exponent a P(a): nothing cancels, and no selection is needed.  The error is
- * below 2^-23 abs(x). */
+ * power of 2 with the exponent a P(a): nothing cancels.  The error is below 2^-23 abs(x).  Phi(-a)
+ * is 0 where 1 + erf(-a / sqrt(2)) is 0 in float32, as in PyTorch: a sign of the result is then 0.
+ */
 static inline float bitm_gelu(float x)
 {
     float a = fabsf(x);
-    float b = a < BITM_GELU_END ? a : BITM_GELU_END;
     float p = BITM_GELU_6;
-    p = fmaf(p, b, BITM_GELU_5);
-    p = fmaf(p, b, BITM_GELU_4);
-    p = fmaf(p, b, BITM_GELU_3);
-    p = fmaf(p, b, BITM_GELU_2);
-    p = fmaf(p, b, BITM_GELU_1);
-    p = fmaf(p, b, BITM_GELU_0);
+    p = fmaf(p, a, BITM_GELU_5);
+    p = fmaf(p, a, BITM_GELU_4);
+    p = fmaf(p, a, BITM_GELU_3);
+    p = fmaf(p, a, BITM_GELU_2);
+    p = fmaf(p, a, BITM_GELU_1);
+    p = fmaf(p, a, BITM_GELU_0);
     float exponent = a * p;
-    exponent = exponent > BITM_GELU_LEAST ? exponent : BITM_GELU_LEAST;
     float shifted = exponent + BITM_ROUND_MAGIC;
     float r = exponent - (shifted - BITM_ROUND_MAGIC);
     float q = BITM_HALF_EXP2_5;
@@ -150,7 +148,7 @@ static inline float bitm_gelu(float x)
     uint32_t bits, n;
     memcpy(&bits, &q, sizeof bits);
     memcpy(&n, &shifted, sizeof n);
-    bits += n << 23;
+    bits = a < BITM_GELU_END ? bits + (n << 23) : 0;
     float tail;
     memcpy(&tail, &bits, sizeof tail);
     return fmaf(-a, tail, x > 0.0F ? x : 0.0F);

@@ -72,15 +72,15 @@ INLINE __m256 hyperbolic_tangent(__m256 x)
 
 INLINE __m256 gelu(__m256 x)
 {
-    __m256 a = absolute(x), b = _mm256_min_ps(a, all(BITM_GELU_END));
+    __m256 a = absolute(x);
     __m256 p = all(BITM_GELU_6);
-    p = _mm256_fmadd_ps(p, b, all(BITM_GELU_5));
-    p = _mm256_fmadd_ps(p, b, all(BITM_GELU_4));
-    p = _mm256_fmadd_ps(p, b, all(BITM_GELU_3));
-    p = _mm256_fmadd_ps(p, b, all(BITM_GELU_2));
-    p = _mm256_fmadd_ps(p, b, all(BITM_GELU_1));
-    p = _mm256_fmadd_ps(p, b, all(BITM_GELU_0));
-    __m256 exponent = _mm256_max_ps(_mm256_mul_ps(a, p), all(BITM_GELU_LEAST));
+    p = _mm256_fmadd_ps(p, a, all(BITM_GELU_5));
+    p = _mm256_fmadd_ps(p, a, all(BITM_GELU_4));
+    p = _mm256_fmadd_ps(p, a, all(BITM_GELU_3));
+    p = _mm256_fmadd_ps(p, a, all(BITM_GELU_2));
+    p = _mm256_fmadd_ps(p, a, all(BITM_GELU_1));
+    p = _mm256_fmadd_ps(p, a, all(BITM_GELU_0));
+    __m256 exponent = _mm256_mul_ps(a, p);
     __m256 shifted = _mm256_add_ps(exponent, all(BITM_ROUND_MAGIC));
     __m256 r = _mm256_sub_ps(exponent, _mm256_sub_ps(shifted, all(BITM_ROUND_MAGIC)));
     __m256 q = all(BITM_HALF_EXP2_5);
@@ -91,6 +91,7 @@ INLINE __m256 gelu(__m256 x)
     q = _mm256_fmadd_ps(q, r, all(BITM_HALF_EXP2_0));
     __m256i n = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
     __m256 tail = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(q), n));
+    tail = _mm256_and_ps(tail, _mm256_cmp_ps(a, all(BITM_GELU_END), _CMP_LT_OQ));
     return _mm256_fnmadd_ps(a, tail, _mm256_max_ps(x, all(0.0F)));
 }
 

@@ -56,15 +56,15 @@ INLINE __m512 times_power_of_2(__m512 x, __m512 shifted)
 /* 21 operations on two ports for 16 values. */
 INLINE __m512 gelu(__m512 x)
 {
-    __m512 a = _mm512_abs_ps(x), b = _mm512_min_ps(a, all(BITM_GELU_END));
+    __m512 a = _mm512_abs_ps(x);
     __m512 p = all(BITM_GELU_6);
-    p = _mm512_fmadd_ps(p, b, all(BITM_GELU_5));
-    p = _mm512_fmadd_ps(p, b, all(BITM_GELU_4));
-    p = _mm512_fmadd_ps(p, b, all(BITM_GELU_3));
-    p = _mm512_fmadd_ps(p, b, all(BITM_GELU_2));
-    p = _mm512_fmadd_ps(p, b, all(BITM_GELU_1));
-    p = _mm512_fmadd_ps(p, b, all(BITM_GELU_0));
-    __m512 exponent = _mm512_max_ps(_mm512_mul_ps(a, p), all(BITM_GELU_LEAST));
+    p = _mm512_fmadd_ps(p, a, all(BITM_GELU_5));
+    p = _mm512_fmadd_ps(p, a, all(BITM_GELU_4));
+    p = _mm512_fmadd_ps(p, a, all(BITM_GELU_3));
+    p = _mm512_fmadd_ps(p, a, all(BITM_GELU_2));
+    p = _mm512_fmadd_ps(p, a, all(BITM_GELU_1));
+    p = _mm512_fmadd_ps(p, a, all(BITM_GELU_0));
+    __m512 exponent = _mm512_mul_ps(a, p);
     __m512 shifted = _mm512_add_ps(exponent, all(BITM_ROUND_MAGIC));
     __m512 r = _mm512_sub_ps(exponent, _mm512_sub_ps(shifted, all(BITM_ROUND_MAGIC)));
     __m512 q = all(BITM_HALF_EXP2_5);
@@ -73,7 +73,9 @@ INLINE __m512 gelu(__m512 x)
     q = _mm512_fmadd_ps(q, r, all(BITM_HALF_EXP2_2));
     q = _mm512_fmadd_ps(q, r, all(BITM_HALF_EXP2_1));
     q = _mm512_fmadd_ps(q, r, all(BITM_HALF_EXP2_0));
-    return _mm512_fnmadd_ps(a, times_power_of_2(q, shifted), _mm512_max_ps(x, all(0.0F)));
+    __mmask16 stays = _mm512_cmp_ps_mask(a, all(BITM_GELU_END), _CMP_LT_OQ);
+    __m512 tail = _mm512_maskz_mov_ps(stays, times_power_of_2(q, shifted));
+    return _mm512_fnmadd_ps(a, tail, _mm512_max_ps(x, all(0.0F)));
 }
 
 /* ---- The epilogue of a product: see bitm_gemm ---- */
