@@ -146,6 +146,16 @@ tsan: $(VENV)/ready ## run the C tests with threads under ThreadSanitizer
 	$(call CMAKE,tsan)
 	$(call CTEST,tsan) -R 'test_units|test_session|torture'
 
+# Static, so that an emulator needs no other file.
+ARM_BUILD = cmake --preset release -S native -B build/$(1) -DCMAKE_C_COMPILER=$(1)-gcc \
+  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$(2) -DCMAKE_EXE_LINKER_FLAGS=-static >/dev/null \
+  && cmake --build build/$(1) --target checkkernels bitm_tool
+
+test-arm: dev build ## check kernels and hashes on emulated ARM processors (Debian's cross-compilers)
+	$(call ARM_BUILD,aarch64-linux-gnu,aarch64)
+	$(call ARM_BUILD,arm-linux-gnueabihf,armv7)
+	python tests/check_arm.py $(BUILD)-release/bitm build/aarch64-linux-gnu build/arm-linux-gnueabihf
+
 valgrind: build ## run the C tests under valgrind
 	for name in test_units test_session test_tokenizer torture 'checkkernels --seed 1'; do \
 	  echo "$$name"; \

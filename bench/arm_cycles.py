@@ -27,7 +27,9 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ LINEAR_MACS = 12 * (4 * 768 * 768 + 2 * 768 * 3072)  # of a token in BERT-base's
 
 @dataclass(frozen=True)
 class Core:
-    """A core as llvm-mca and qemu name it, in a board."""
+    """A core in a board: llvm-mca's model, and one for qemu that chooses the same kernels."""
 
     name: str
     model: str
@@ -52,7 +54,7 @@ class Core:
 
 
 CORES = (
-    Core("Cortex-A53", "cortex-a53", "cortex-a53", "Raspberry Pi 3B+", 1.4),
+    Core("Cortex-A53", "cortex-a53", "cortex-a72", "Raspberry Pi 3B+", 1.4),
     Core("Cortex-A72", "cortex-a72", "cortex-a72", "Raspberry Pi 4", 1.5),
     Core("Cortex-A76", "neoverse-n1", "cortex-a76", "Raspberry Pi 5", 2.4),
 )
@@ -83,7 +85,8 @@ class Loop:
 
 
 # Bounds: 3 operations (eor, cnt, add) for 128 multiply-adds; 2 (and, sadalp) for 16; sdot, 16;
-# fmla, 4.  Vector operations of 128 bits a cycle: A53 1, A72 and A76 2 (sadalp 1).
+# fmla, 4.  Vector operations of 128 bits a cycle: A53 1, A72 and A76 2; sadalp, and
+# fmla on A72, 1.
 LOOPS = (
     Loop(
         "gemm_w1sign",
@@ -109,7 +112,7 @@ LOOPS = (
     ),
     Loop("gemm_w1a8", "neon", "neon_codes", "sadalp", 16, "MAC", "cmtst", "eor", (8, 16, 16)),
     Loop("gemm_w1a8", "dotprod", "dotprod", "sdot", 16, "MAC", "cmtst", "-", (0, 0, 32)),
-    Loop("attention", "neon", "neon_floats", "fmla", 4, "MAC", "ldr", "ldp", (4, 8, 8)),
+    Loop("attention", "neon", "neon_floats", "fmla", 4, "MAC", "ldr", "ldp", (4, 4, 8)),
     Loop("dot_planes", "neon", "neon_bits", "cnt", 64, "MAC", "cnt", "-"),
     Loop("quantize", "neon", "neon_quantize", "fcvtzs", 4, "value", "fcvtzs", "-"),
     Loop("quantize_i8", "neon", "neon_quantize", "fcvtzs", 4, "value", "fcvtzs", "-"),
@@ -121,14 +124,16 @@ LOOPS = (
 # The models of bench/make_model.py: their activations, and the mode that runs them.
 MODELS = (("W1A1", "sign", "int8"), ("W1A8", "float", "int8"))
 LENGTHS = (64, 128)
+ONCE = ["--threads", "1", "--warmup", "0", "--repeat", "1", "--positions", "none"]
 
 
-def run(command: list[str | Path], **options: Any) -> str:
+def run(command: Sequence[object], **options: Any) -> str:
     """What a command prints; its failure ends this program with its message."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, **options)
     if done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))}: {done.stderr.strip()}")
-    return done.stdout
+        sys.exit(f"{' '.join(words)}: {done.stderr.strip()}")
+    return str(done.stdout)
 
 
 # ---- Loops ----
@@ -175,7 +180,7 @@ def find_loop(assembly: str, loop: Loop) -> list[str]:
     best: tuple[tuple[float, int], list[str]] | None = None
     for body in inner_loops(assembly, loop.function):
         counts = Counter(map(opcode, body))
-        if counts[loop.key] == 0 or counts[loop.without] > 0:
+        if 0 in (counts[loop.key], counts[loop.shared]) or counts[loop.without] > 0:
             continue
         rank = (counts[loop.shared] / counts[loop.key], -counts[loop.key])
         if best is None or rank < best[0]:
@@ -203,10 +208,11 @@ def measure_loops(compiler: str, mca: str, folder: Path) -> list[dict[str, Any]]
     for loop in LOOPS:
         assembly = folder / f"{loop.file}.s"
         if not assembly.exists():
-            march = ["-march=armv8.2-a+dotprod"] if loop.variant == "dotprod" else []
+            is_dotprod = loop.variant == "dotprod"  # flags of native/cmake/isa.cmake
+            flags = ["-march=armv8.2-a+dotprod"] if is_dotprod else ["-mtune=cortex-a72"]
             source = KERNELS / f"arm_{loop.file}.c"
             includes = ["-I", ROOT / "native/include"]
-            run([compiler, *FLAGS, *march, *DEFINITIONS, *includes, "-S", source, "-o", assembly])
+            run([compiler, *FLAGS, *flags, *DEFINITIONS, *includes, "-S", source, "-o", assembly])
         body = find_loop(assembly.read_text(), loop)
         work = Counter(map(opcode, body))[loop.key] * loop.work
         result: dict[str, Any] = {
@@ -235,33 +241,19 @@ def measure_loops(compiler: str, mca: str, folder: Path) -> list[dict[str, Any]]
 
 
 def count_instructions(
-    emulator: str, plugin: Path, core: Core, tool: Path, model: Path, length: int, mode: str
+    emulator: str, plugin: Path, processor: str, tool: Path, model: Path, arguments: list[str]
 ) -> Counter[str]:
-    """Instructions of one run by function: of two runs, less those of one."""
-    totals = []
+    """Executed instructions of a run by function, those of opening the model left out."""
+    found: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        for n_runs in (1, 2):
-            command = [
-                emulator,
-                "-cpu",
-                core.emulated,
-                "-plugin",
-                plugin,
-                "-d",
-                "plugin",
-                "-D",
-                log,
-            ]
-            arguments = ["--length", str(length), "--threads", "1", "--warmup", "0"]
-            arguments += ["--positions", "none", "--repeat", str(n_runs), "--activations", mode]
-            run([*command, tool, "bench", model, *arguments])
-            found: Counter[str] = Counter()
+        command = [emulator, "-cpu", processor, "-plugin", plugin, "-d", "plugin", "-D", log, tool]
+        for sign, what in ((1, ["bench", model, *arguments]), (-1, ["info", model])):
+            run([*command, *what])
             for line in log.read_text().splitlines():
                 count, name = line.split(maxsplit=1)
-                found[name] += int(count)
-            totals.append(found)
-    return totals[1] - totals[0]
+                found[name] += sign * int(count)
+    return +found
 
 
 def predict(counts: Counter[str], loops: list[dict[str, Any]], core: Core, length: int) -> Any:
@@ -311,7 +303,8 @@ def print_tables(loops: list[dict[str, Any]], runs: list[dict[str, Any]]) -> Non
     print("|---" * 7 + "|")
     for r in runs:
         print(
-            f"| {r['board']}, {r['ghz']} GHz | {r['model']} | 1 x {r['length']} | {r['bound_ms']} ms "
+            f"| {r['board']}, {r['ghz']} GHz | {r['model']} "
+            f"| 1 x {r['length']} | {r['bound_ms']} ms "
             f"| {r['linears_ms']} ms | {r['one_thread_ms']} ms | {r['four_threads_ms']} ms |"
         )
 
@@ -323,7 +316,7 @@ def main() -> None:
     parser.add_argument("--compiler", default="aarch64-linux-gnu-gcc")
     parser.add_argument("--mca", default="llvm-mca-19")
     parser.add_argument("--emulator", default="qemu-aarch64")
-    parser.add_argument("--tool", default="build/aarch64-linux-gnu-gcc-static/bitm", type=Path)
+    parser.add_argument("--tool", default="build/aarch64-linux-gnu/bitm", type=Path)
     parser.add_argument(
         "--models", default="build", type=Path, help="where models are, or are made"
     )
@@ -340,13 +333,15 @@ def main() -> None:
             if not path.exists():
                 command = [sys.executable, ROOT / "bench/make_model.py", "--size", "base", "--head"]
                 run([*command, "none", "--activations", activations, "-o", path])
-            for core in CORES:
-                for length in LENGTHS:
+            for length in LENGTHS:
+                options = ["--length", str(length), "--activations", mode, *ONCE]
+                for emulated, cores in groupby(CORES, lambda core: core.emulated):
                     counts = count_instructions(
-                        arguments.emulator, plugin, core, arguments.tool, path, length, mode
+                        arguments.emulator, plugin, emulated, arguments.tool, path, options
                     )
-                    found = predict(counts, loops, core, length)
-                    runs.append({"model": model, "length": length, **found})
+                    for core in cores:
+                        found = predict(counts, loops, core, length)
+                        runs.append({"model": model, "length": length, **found})
     print_tables(loops, runs)
     if arguments.output is not None:
         commit = run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT).strip()

@@ -65,7 +65,11 @@ endfunction()
 
 bitm_check_arm(BITM_IS_AARCH64 "" "defined(__aarch64__)")
 if(BITM_IS_AARCH64)
-  set(BITM_NEON_FLAGS "")
+  # gcc's order of instructions for this core suits the others too: 24 cycles for 26 of a bit product.
+  set(BITM_NEON_FLAGS)
+  if(CMAKE_C_COMPILER_ID STREQUAL "GNU")
+    set(BITM_NEON_FLAGS -mtune=cortex-a72)
+  endif()
   bitm_check_arm(BITM_KNOWS_DOTPROD "${BITM_DOTPROD_FLAGS}" "defined(__ARM_FEATURE_DOTPROD)")
   bitm_check_arm(BITM_KNOWS_I8MM "${BITM_I8MM_FLAGS}" "defined(__ARM_FEATURE_MATMUL_INT8)")
 else()
