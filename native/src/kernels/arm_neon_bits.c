@@ -32,38 +32,50 @@ typedef enum counted {
     COUNT_XOR_OF_NONZEROS, /* (x ^ w) where both have */
 } counted;
 
-/* Rows of bits, with the rows of their masks. */
+/* Rows of bits, with the rows of their masks, or themselves where none are needed. */
 typedef struct rows {
     const uint64_t *bits, *mask;
     size_t stride; /* in words */
 } rows;
 
-INLINE uint8x16_t load_mask(const rows *r, size_t place, size_t n_words)
+/* Where the rows of a tile start. */
+typedef struct tile_rows {
+    const uint64_t *bits[TILE_OUTPUTS], *mask[TILE_OUTPUTS];
+} tile_rows;
+
+/* Rows [row, row + n_rows), of which those past `last` are it again. */
+INLINE tile_rows take_rows(const rows *all, size_t row, size_t last, const uint32_t n_rows)
 {
-    return load_words(r->mask + place, n_words);
+    tile_rows taken;
+    for (uint32_t r = 0; r < TILE_OUTPUTS; r++) {
+        size_t number = r < n_rows && row + r < last ? row + r : last;
+        taken.bits[r] = all->bits + number * all->stride;
+        taken.mask[r] = all->mask + number * all->stride;
+    }
+    return taken;
 }
 
-/* One vector of n_words 1 or 2. */
-INLINE void count_vector(counted kind, const rows *x, size_t x_place, const uint32_t n_rows,
-                         const rows *w, const size_t w_places[], size_t n_words,
+/* Counts the words i and i + 1, or i alone, of the rows, into sums or as the first of them. */
+INLINE void count_vector(counted kind, bool is_first, const tile_rows *x, const uint32_t n_rows,
+                         const tile_rows *w, size_t i, size_t n_words,
                          uint8x16_t sums[TILE_ROWS][TILE_OUTPUTS])
 {
+    bool has_mask = kind == COUNT_XOR_OF_INPUTS || kind == COUNT_XOR_OF_NONZEROS;
     uint8x16_t weights[TILE_OUTPUTS], weight_masks[TILE_OUTPUTS];
     for (uint32_t o = 0; o < TILE_OUTPUTS; o++) {
-        weights[o] = load_words(w->bits + w_places[o], n_words);
-        if (kind == COUNT_XOR_OF_NONZEROS) weight_masks[o] = load_mask(w, w_places[o], n_words);
+        weights[o] = weight_masks[o] = load_words(w->bits[o] + i, n_words);
+        if (kind == COUNT_XOR_OF_NONZEROS) weight_masks[o] = load_words(w->mask[o] + i, n_words);
     }
-    for (uint32_t r = 0; r < n_rows; r++, x_place += x->stride) {
-        uint8x16_t inputs = load_words(x->bits + x_place, n_words), mask = inputs;
-        if (kind == COUNT_XOR_OF_INPUTS || kind == COUNT_XOR_OF_NONZEROS)
-            mask = load_mask(x, x_place, n_words);
+    for (uint32_t r = 0; r < n_rows; r++) {
+        uint8x16_t inputs = load_words(x->bits[r] + i, n_words);
+        uint8x16_t mask = has_mask ? load_words(x->mask[r] + i, n_words) : inputs;
         for (uint32_t o = 0; o < TILE_OUTPUTS; o++) {
             uint8x16_t bits =
                 kind == COUNT_AND ? vandq_u8(inputs, weights[o]) : veorq_u8(inputs, weights[o]);
-            if (kind == COUNT_XOR_OF_INPUTS || kind == COUNT_XOR_OF_NONZEROS)
-                bits = vandq_u8(bits, mask);
+            if (has_mask) bits = vandq_u8(bits, mask);
             if (kind == COUNT_XOR_OF_NONZEROS) bits = vandq_u8(bits, weight_masks[o]);
-            sums[r][o] = vaddq_u8(sums[r][o], vcntq_u8(bits));
+            uint8x16_t count = vcntq_u8(bits);
+            sums[r][o] = is_first ? count : vaddq_u8(sums[r][o], count);
         }
     }
 }
@@ -76,29 +88,20 @@ INLINE int32x4_t sums_of(const uint8x16_t bytes[TILE_OUTPUTS])
     return vreinterpretq_s32_u32(vpaddlq_u16(add_pairs_u16(low, high)));
 }
 
-/* Adds factor * count to dots [n_rows][BLOCK_OUTPUTS], for rows of x from `row` on and
- * TILE_OUTPUTS rows of w; those past `last` are computed as the last. */
-INLINE void count_tile(counted kind, const rows *x, size_t row, const uint32_t n_rows,
-                       const rows *w, size_t output, size_t last, uint32_t n_words, int32_t factor,
-                       int32_t *dots)
+/* Adds factor * count to dots [n_rows][BLOCK_OUTPUTS], for rows x and TILE_OUTPUTS rows w. */
+INLINE void count_tile(counted kind, const tile_rows *x, const uint32_t n_rows, const tile_rows *w,
+                       uint32_t n_words, int32_t factor, int32_t *dots)
 {
-    size_t x_place = row * x->stride, w_places[TILE_OUTPUTS];
-    for (uint32_t o = 0; o < TILE_OUTPUTS; o++)
-        w_places[o] = (output + o < last ? output + o : last) * w->stride;
-    for (uint32_t word = 0; word < n_words;) {
-        uint32_t end = smaller(word + ROUND_WORDS, n_words);
+    for (size_t first = 0; first < n_words; first += ROUND_WORDS) {
+        size_t i = first, n = smaller(ROUND_WORDS, n_words - (uint32_t)first), end = first + n;
         uint8x16_t sums[TILE_ROWS][TILE_OUTPUTS];
-        for (uint32_t r = 0; r < n_rows; r++)
-            for (uint32_t o = 0; o < TILE_OUTPUTS; o++)
-                sums[r][o] = vdupq_n_u8(0);
-        for (; word + 2 <= end; word += 2, x_place += 2) {
-            count_vector(kind, x, x_place, n_rows, w, w_places, 2, sums);
-            for (uint32_t o = 0; o < TILE_OUTPUTS; o++)
-                w_places[o] += 2;
-        }
-        if (word < end) {
-            count_vector(kind, x, x_place, n_rows, w, w_places, 1, sums);
-            word = end;
+        if (n == 1) {
+            count_vector(kind, true, x, n_rows, w, i++, 1, sums);
+        } else {
+            count_vector(kind, true, x, n_rows, w, i, 2, sums);
+            for (i += 2; i + 2 <= end; i += 2)
+                count_vector(kind, false, x, n_rows, w, i, 2, sums);
+            if (i < end) count_vector(kind, false, x, n_rows, w, i, 1, sums);
         }
         for (uint32_t r = 0; r < n_rows; r++) {
             int32_t *place = dots + (size_t)r * BLOCK_OUTPUTS;
@@ -112,24 +115,28 @@ INLINE void count_rows(counted kind, const rows *x, size_t row, uint32_t n_rows,
                        int32_t *dots)
 {
     for (uint32_t o = 0; o < n_outputs; o += TILE_OUTPUTS) {
-        size_t last = output + n_outputs - 1;
+        const tile_rows weights = take_rows(w, output + o, output + n_outputs - 1, TILE_OUTPUTS);
+        size_t last = row + n_rows - 1;
         uint32_t r = 0;
-        for (; r + TILE_ROWS <= n_rows; r += TILE_ROWS)
-            count_tile(kind, x, row + r, TILE_ROWS, w, output + o, last, n_words, factor,
+        for (; r + TILE_ROWS <= n_rows; r += TILE_ROWS) {
+            const tile_rows inputs = take_rows(x, row + r, last, TILE_ROWS);
+            count_tile(kind, &inputs, TILE_ROWS, &weights, n_words, factor,
                        dots + r * BLOCK_OUTPUTS + o);
-        for (; r < n_rows; r++)
-            count_tile(kind, x, row + r, 1, w, output + o, last, n_words, factor,
-                       dots + r * BLOCK_OUTPUTS + o);
+        }
+        for (; r < n_rows; r++) {
+            const tile_rows inputs = take_rows(x, row + r, last, 1);
+            count_tile(kind, &inputs, 1, &weights, n_words, factor, dots + r * BLOCK_OUTPUTS + o);
+        }
     }
 }
 
 static int32_t count_bits(const uint64_t *words, size_t n_words)
 {
     uint32x4_t sum = vdupq_n_u32(0);
-    for (size_t i = 0; i < n_words; i += 2) {
-        uint8x16_t counts = vcntq_u8(load_words(words + i, n_words - i));
-        sum = vpadalq_u16(sum, vpaddlq_u8(counts));
-    }
+    size_t i = 0;
+    for (; i + 2 <= n_words; i += 2)
+        sum = vpadalq_u16(sum, vpaddlq_u8(vcntq_u8(load_words(words + i, 2))));
+    if (i < n_words) sum = vpadalq_u16(sum, vpaddlq_u8(vcntq_u8(load_words(words + i, 1))));
     return sum_of_i32(vreinterpretq_s32_u32(sum));
 }
 
@@ -147,9 +154,9 @@ INLINE void multiply_signs(const bitm_gemm *gemm, bool ternary, uint32_t token, 
 {
     uint32_t n_words = (uint32_t)words_of(gemm);
     const uint64_t *inputs = gemm->inputs, *weights = gemm->weights;
-    const rows nonzero_x = {inputs, NULL, 2 * n_words};
+    const rows nonzero_x = {inputs, inputs, 2 * n_words};
     const rows x = {inputs + n_words, inputs, 2 * n_words};
-    const rows nonzero_w = {weights, NULL, n_words};
+    const rows nonzero_w = {weights, weights, n_words};
     const rows w = {ternary ? weights + (size_t)gemm->n_rows * n_words : weights, weights, n_words};
     bool has_zeros = false;
     for (uint32_t t = 0; t < n_tokens; t++) {
@@ -177,12 +184,14 @@ INLINE void multiply_planes(const bitm_gemm *gemm, bool ternary, uint32_t token,
 {
     uint32_t n_words = (uint32_t)words_of(gemm);
     const uint64_t *inputs = gemm->inputs, *weights = gemm->weights;
-    const rows nonzero = {weights, NULL, n_words};
-    const rows positive = {weights + (ternary ? (size_t)gemm->n_rows * n_words : 0), NULL, n_words};
+    const rows nonzero = {weights, weights, n_words};
+    const uint64_t *second = weights + (ternary ? (size_t)gemm->n_rows * n_words : 0);
+    const rows positive = {second, second, n_words};
     for (uint32_t t = 0; t < n_tokens; t++)
         start_dots(dots + t * BLOCK_OUTPUTS, ternary ? 0 : -gemm->code_sum[token + t], n_outputs);
     for (uint32_t p = 0; p < gemm->n_planes; p++) {
-        const rows x = {inputs + (size_t)p * n_words, NULL, (size_t)gemm->n_planes * n_words};
+        const uint64_t *plane = inputs + (size_t)p * n_words;
+        const rows x = {plane, plane, (size_t)gemm->n_planes * n_words};
         count_rows(COUNT_AND, &x, token, n_tokens, &positive, output, n_outputs, n_words,
                    2 * gemm->plane_weights[p], dots);
         if (ternary)
