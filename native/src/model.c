@@ -102,7 +102,7 @@ static bitm_status pack_weights(bitm_model *model, bitm_error *err)
     BITM_TRY(bitm_allocate_arena(&model->allocator, model->packed_bytes, &arena,
                                  &model->packed_allocation, err));
     if (model->allocator.allocate == bitm_os_allocate)
-        bitm_os_expect_use(model->packed_allocation, measure.n_used);
+        bitm_os_expect_use(model->packed_allocation, model->packed_bytes);
     bitm_backend_pack(&model->network, &model->kernels, &arena);
     return BITM_OK;
 }
