@@ -123,7 +123,8 @@ static void product_task(void *context, uint32_t task, uint32_t worker)
 }
 
 /* Shares out outputs where weights are what the kernel prepares; otherwise tokens, and outputs only
- * where there are too few of them for all threads. */
+ * where there are too few of them for all threads.  Kernels with packed weights prepare the tokens
+ * anew in every task, so they get no more tasks than threads need. */
 static void cut_product(uint32_t n_threads, const bitm_packing *packing, product *p)
 {
     uint32_t block = packing != NULL ? packing->token_block : 0;
@@ -133,8 +134,9 @@ static void cut_product(uint32_t n_threads, const bitm_packing *packing, product
     if (block > 0) {
         p->task_tokens = n_blocks(n_blocks(p->n_tokens, n_wanted), block) * block;
         n_wanted = n_blocks(n_wanted, n_blocks(p->n_tokens, p->task_tokens));
-        p->task_outputs = n_blocks(n_blocks(p->n_outputs, n_wanted), TASK_OUTPUTS) * TASK_OUTPUTS;
     }
+    if (packing != NULL)
+        p->task_outputs = n_blocks(n_blocks(p->n_outputs, n_wanted), TASK_OUTPUTS) * TASK_OUTPUTS;
     p->n_tasks = n_blocks(p->n_tokens, p->task_tokens) * n_blocks(p->n_outputs, p->task_outputs);
 }
 
