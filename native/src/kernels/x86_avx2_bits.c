@@ -208,6 +208,7 @@ INLINE void look_up_wide(const uint8_t *table, const uint8_t *panel, uint32_t n_
         __m256i low_u8x32[WIDE_ROWS], high_u8x32[WIDE_ROWS];
         for (uint32_t r = 0; r < n_rows; r++)
             low_u8x32[r] = high_u8x32[r] = _mm256_setzero_si256();
+#pragma GCC unroll 4
         for (int i = 0; i < WIDE_BYTES; i++, panel += PANEL, table += n_rows * 64) {
             __m256i bits = _mm256_loadu_si256((const __m256i *)panel);
             __m256i index = _mm256_and_si256(bits, nibble_u8x32);
@@ -673,39 +674,4 @@ void bitm_gemm_w2planes__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_
 {
     if (!multiply(gemm, CODES_PLANES, true, token, n_tokens, output, n_outputs))
         multiply_many_planes(gemm, true, token, n_tokens, output, n_outputs);
-}
-
-INLINE int32_t dot_planes(const bitm_planes *a, const bitm_planes *b, const uint32_t n_words)
-{
-    const uint64_t *x = a->bits;
-    int32_t sum = 0;
-    for (uint32_t p = 0; p < a->n_planes; p++, x += n_words) {
-        const uint64_t *y = b->bits;
-        int32_t part = 0;
-        for (uint32_t q = 0; q < b->n_planes; q++, y += n_words) {
-            int32_t count = 0;
-            for (size_t i = 0; i < n_words; i++)
-                count += (int32_t)__builtin_popcountll(x[i] & y[i]);
-            part += b->weights[q] * count;
-        }
-        sum += a->weights[p] * part;
-    }
-    return sum;
-}
-
-/* A head has one word, texts of 128 tokens two: too few for a loop. */
-int32_t bitm_dot_planes__avx2(const bitm_planes *a, const bitm_planes *b, uint32_t n_words)
-{
-    switch (n_words) {
-    case 1:
-        return dot_planes(a, b, 1);
-    case 2:
-        return dot_planes(a, b, 2);
-    case 4:
-        return dot_planes(a, b, 4);
-    case 8:
-        return dot_planes(a, b, 8);
-    default:
-        return dot_planes(a, b, n_words);
-    }
 }

@@ -1,4 +1,4 @@
-/* AVX2 quantization: from floats to codes, and from codes to planes of bits.
+/* AVX2 quantization: from floats to codes, from codes to planes of bits; dots of planes.
  *
  *   vmaxps, vminps  selections as the scalar kernels write them: max(a, b) is a > b ? a : b
  *   vdivps          the model's own quantizers divide
@@ -268,5 +268,42 @@ void bitm_pack_planes__avx2(const int16_t *codes, size_t stride, uint32_t n, uin
             planes[p * n_words + word] =
                 bits_of(plane[0], plane[1]) | (uint64_t)bits_of(plane[2], plane[3]) << 32;
         }
+    }
+}
+
+/* ---- Products of planes ---- */
+
+INLINE int32_t dot_planes(const bitm_planes *a, const bitm_planes *b, const uint32_t n_words)
+{
+    const uint64_t *x = a->bits;
+    int32_t sum = 0;
+    for (uint32_t p = 0; p < a->n_planes; p++, x += n_words) {
+        const uint64_t *y = b->bits;
+        int32_t part = 0;
+        for (uint32_t q = 0; q < b->n_planes; q++, y += n_words) {
+            int32_t count = 0;
+            for (size_t i = 0; i < n_words; i++)
+                count += (int32_t)__builtin_popcountll(x[i] & y[i]);
+            part += b->weights[q] * count;
+        }
+        sum += a->weights[p] * part;
+    }
+    return sum;
+}
+
+/* A head has one word, texts of 128 tokens two: too few for a loop. */
+int32_t bitm_dot_planes__avx2(const bitm_planes *a, const bitm_planes *b, uint32_t n_words)
+{
+    switch (n_words) {
+    case 1:
+        return dot_planes(a, b, 1);
+    case 2:
+        return dot_planes(a, b, 2);
+    case 4:
+        return dot_planes(a, b, 4);
+    case 8:
+        return dot_planes(a, b, 8);
+    default:
+        return dot_planes(a, b, n_words);
     }
 }
