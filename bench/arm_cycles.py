@@ -296,7 +296,7 @@ def print_tables(loops: list[dict[str, Any]], runs: list[dict[str, Any]]) -> Non
         cells = []
         for name in names:
             found, bound = loop["work_per_cycle"].get(name), loop["bound"].get(name)
-            cells.append("" if found is None else f"{found:.1f}" + (f" ({bound})" if bound else ""))
+            cells.append("" if found is None else f"{found:.3g}" + (f" ({bound})" if bound else ""))
         print(f"| {loop['kernel']}, {loop['unit']}s | " + " | ".join(cells) + " |")
     print()
     print("| board | model | tokens | bound of the linears | linears | one thread | four threads |")

@@ -53,16 +53,14 @@ INLINE float32x4_t exponential(float32x4_t x)
 
 INLINE float32x4_t gelu(float32x4_t x)
 {
-    float32x4_t a = vabsq_f32(x), b = where_less(a, all(BITM_GELU_END), a, all(BITM_GELU_END));
-    float32x4_t p = all(BITM_GELU_6);
-    p = multiply_add(p, b, all(BITM_GELU_5));
-    p = multiply_add(p, b, all(BITM_GELU_4));
-    p = multiply_add(p, b, all(BITM_GELU_3));
-    p = multiply_add(p, b, all(BITM_GELU_2));
-    p = multiply_add(p, b, all(BITM_GELU_1));
-    p = multiply_add(p, b, all(BITM_GELU_0));
+    float32x4_t a = vabsq_f32(x), p = all(BITM_GELU_6);
+    p = multiply_add(p, a, all(BITM_GELU_5));
+    p = multiply_add(p, a, all(BITM_GELU_4));
+    p = multiply_add(p, a, all(BITM_GELU_3));
+    p = multiply_add(p, a, all(BITM_GELU_2));
+    p = multiply_add(p, a, all(BITM_GELU_1));
+    p = multiply_add(p, a, all(BITM_GELU_0));
     float32x4_t exponent = vmulq_f32(a, p);
-    exponent = where_less(all(BITM_GELU_LEAST), exponent, exponent, all(BITM_GELU_LEAST));
     float32x4_t shifted = vaddq_f32(exponent, all(BITM_ROUND_MAGIC));
     float32x4_t r = vsubq_f32(exponent, vsubq_f32(shifted, all(BITM_ROUND_MAGIC)));
     float32x4_t q = all(BITM_HALF_EXP2_5);
@@ -71,9 +69,10 @@ INLINE float32x4_t gelu(float32x4_t x)
     q = multiply_add(q, r, all(BITM_HALF_EXP2_2));
     q = multiply_add(q, r, all(BITM_HALF_EXP2_1));
     q = multiply_add(q, r, all(BITM_HALF_EXP2_0));
-    int32x4_t n = vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23);
-    float32x4_t tail = vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(q), n));
-    return vfmsq_f32(where_less(all(0.0F), x, x, all(0.0F)), a, tail);
+    uint32x4_t n = vshlq_n_u32(vreinterpretq_u32_f32(shifted), 23);
+    uint32x4_t bits = vaddq_u32(vreinterpretq_u32_f32(q), n);
+    bits = vandq_u32(bits, vcltq_f32(a, all(BITM_GELU_END)));
+    return vfmsq_f32(where_less(all(0.0F), x, x, all(0.0F)), a, vreinterpretq_f32_u32(bits));
 }
 
 /* ---- Exponentials ----
