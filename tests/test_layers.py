@@ -36,6 +36,10 @@ MAY_IMPORT = {
 MAY_IMPORT_TOO = {
     "converter/bitm_converter/verify.py": {"bitm"},
     "runtime/bitm/evaluation/plots.py": {"matplotlib"},  # the extra `plot`
+    **{
+        f"converter/bitm_converter/training/{name}.py": {"torch"}
+        for name in ("modules", "losses", "loop", "packed", "saving")
+    },
 }
 
 # What kernels and their selection may include, besides a header of their own tier.
