@@ -99,14 +99,14 @@ def log(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
-def new_model(args: argparse.Namespace) -> Any:
+def new_model(layers: int, hidden: int) -> Any:
     """A BERT of random weights."""
     config = BertConfig(
         vocab_size=VOCABULARY_SIZE,
-        hidden_size=args.hidden,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.hidden // 64,
-        intermediate_size=4 * args.hidden,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        intermediate_size=4 * hidden,
         max_position_embeddings=ROW_LENGTH,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
@@ -258,7 +258,7 @@ def main() -> None:
 def model_for(name: str, teacher: Any, args: argparse.Namespace) -> Any:
     """A new model for a phase, or the one that was saved in it."""
     if teacher is None:
-        model = new_model(args).to(args.device)
+        model = new_model(args.layers, args.hidden).to(args.device)
     else:
         model = copy.deepcopy(teacher).requires_grad_(True)
         binarize_model(model, activations=ACTIVATIONS[name])

@@ -242,17 +242,24 @@ const bitm_command bitm_command_fill_mask = {
     .options = OPTIONS_TO_RUN | OPTION_TOP_K | OPTION_TARGETS,
     .needs_model = true,
     .takes_texts = true,
-    .help = "usage: bitm fill-mask model.bitm [text ...] [options]\n"
+    .help = "usage: bitm fill-mask [model.bitm] [text ...] [options]\n"
             "\n"
             "Fills the mask tokens of texts: prints score, token and the filled text of the best\n"
             "predictions. Without a text it reads texts from standard input, one a line.\n"
+            "\n"
+            "The first word is a model if it ends in .bitm or is the path of something that "
+            "exists. If\n"
+            "it is not, all words are texts, for the demo model of the Python package; the "
+            "program in C\n"
+            "has no demo model.\n"
             "\n"
             "options:\n"
             "  --top-k N             predictions of each mask (default: 5)\n"
             "  --targets WORD,...    words to choose from (default: the whole "
             "vocabulary)\n" BITM_HELP_OPTIONS_TO_RUN "\n"
             "example:\n"
-            "  bitm fill-mask model.bitm \"Paris is the [MASK] of France.\" --top-k 3\n",
+            "  bitm fill-mask model.bitm \"Paris is the [MASK] of France.\" --top-k 3\n"
+            "  bitm fill-mask \"The capital of France is [MASK].\"\n",
     .need = bitm_tool_need_of_text,
     .run = run_fill_mask,
 };

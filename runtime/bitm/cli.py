@@ -112,10 +112,14 @@ example:
   bitm verify model.bitm
 """,
     "fill-mask": f"""\
-usage: bitm fill-mask model.bitm [text ...] [options]
+usage: bitm fill-mask [model.bitm] [text ...] [options]
 
 Fills the mask tokens of texts: prints score, token and the filled text of the best
 predictions. Without a text it reads texts from standard input, one a line.
+
+The first word is a model if it ends in .bitm or is the path of something that exists. If
+it is not, all words are texts, for the demo model of the Python package; the program in C
+has no demo model.
 
 options:
   --top-k N             predictions of each mask (default: 5)
@@ -123,6 +127,7 @@ options:
 {HELP_OPTIONS_TO_RUN}
 example:
   bitm fill-mask model.bitm "Paris is the [MASK] of France." --top-k 3
+  bitm fill-mask "The capital of France is [MASK]."
 """,
     "classify": f"""\
 usage: bitm classify model.bitm [text ...] [options]
@@ -322,7 +327,7 @@ def _one_of(choices: tuple[str, ...], text: str) -> str:
 
 def _parser(command: str) -> _Parser:
     parser = _Parser()
-    parser.add_argument("model", nargs="?" if command == "kernels" else None)
+    parser.add_argument("model", nargs="?" if command in ("fill-mask", "kernels") else None)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--kernels")
     if command != "kernels":
@@ -368,14 +373,22 @@ def _parse(command: str, words: list[str]) -> argparse.Namespace:
     arguments = _parser(command).parse_intermixed_args(words)
     if command == "kernels" and arguments.model is None and arguments.kernels is not None:
         raise _UsageError("argument --kernels: needs a model")
+    if command == "fill-mask" and not _is_path(arguments.model):
+        arguments.texts = [text for text in (arguments.model, *arguments.texts) if text is not None]
+        arguments.model = None
     return arguments
 
 
+def _is_path(word: str | None) -> bool:
+    """Whether a word means a model's path where it could as well be a text."""
+    return word is not None and (word.endswith(".bitm") or os.path.exists(word))  # noqa: PTH110
+
+
 def _open(arguments: argparse.Namespace, activations: str | None = None) -> Model:
-    from bitm.model import Model
+    from bitm.model import Model, demo_path
 
     return Model(
-        arguments.model,
+        arguments.model or demo_path(),
         threads=arguments.threads,
         activations=activations or arguments.activations,
         kernels=arguments.kernels,

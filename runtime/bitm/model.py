@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.resources
 import os
 import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
@@ -23,6 +25,11 @@ from bitm.tasks import Tasks
 Prediction = dict[str, Any]
 
 _models: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+def demo_path() -> Path:
+    """Where the demo model is: the package is always a folder, as its library is a file of it."""
+    return Path(str(importlib.resources.files("bitm") / "data/demo.bitm"))
 
 
 class Model(Tasks):
@@ -73,6 +80,21 @@ class Model(Tasks):
         self._n_running = 0
         self._closed = False
         _models.add(self)
+
+    @classmethod
+    def demo(
+        cls,
+        threads: int | None = None,
+        device: str = "auto",
+        activations: str = "auto",
+        kernels: str | None = None,
+    ) -> Model:
+        """Opens the model that comes with the package: an uncased English 1-bit masked LM.
+
+        MODEL_CARD.md says what it was made of and what it is worth. Arguments and errors are those
+        of the class.
+        """
+        return cls(demo_path(), threads, device, activations, kernels)
 
     # ---- Life ----
 
