@@ -42,6 +42,7 @@ typedef enum bitm_status {
     BITM_UNSUPPORTED = 4, /* a legal request that this build or this machine cannot serve */
     BITM_BUSY = 5,        /* the session is in use by another thread */
     BITM_INTERNAL = 6,    /* a mistake of bitm itself: please report it */
+    BITM_DEVICE = 7,      /* a device (a GPU) is not there, or its driver reports a failure */
 
     /* What can be wrong with a .bitm file; formats/SPEC.md says which rule gives which status. */
     BITM_FILE_MAGIC = 20,
@@ -107,6 +108,9 @@ typedef struct bitm_model_options {
     void *(*allocate)(void *context, size_t n_bytes);
     void (*release)(void *context, void *memory);
     void *allocator_context;
+    /* What runs the model: "cpu", "cuda", "cuda:N" for device number N, or "auto": the first GPU
+     * that can, otherwise the CPU; NULL: "cpu".  A GPU needs libbitm_cuda beside this library. */
+    const char *device;
 } bitm_model_options;
 
 /* Opens a .bitm file and maps it.  options may be NULL.  On failure *model is NULL. */
@@ -158,6 +162,13 @@ typedef struct bitm_model_properties {
 /* Fills properties (whose struct_size the caller has set). */
 BITM_API bitm_status bitm_model_info(const bitm_model *model, bitm_model_properties *properties,
                                      bitm_error *err);
+
+/* What runs the model, in one line: "cpu", or "cuda:0: " and the device's name.  Owned by the model;
+ * NULL where model is. */
+BITM_API const char *bitm_model_device(const bitm_model *model);
+
+/* Why no GPU can be used, in one line, or how many can: err->message is filled either way. */
+BITM_API bitm_status bitm_device_probe(bitm_error *err);
 
 /* The value of a metadata key (not terminated, owned by the model), or NULL; n_bytes may be NULL.
  */

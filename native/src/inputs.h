@@ -3,6 +3,7 @@
 #define BITM_INPUTS_H
 
 #include "backend.h"
+#include "quantizer.h"
 
 /* The inputs of one branch, made: pointers into the backend's buffers, or to the floats given. */
 typedef struct bitm_inputs {
@@ -13,12 +14,6 @@ typedef struct bitm_inputs {
     uint32_t n_planes;
     const int32_t *plane_weights;
 } bitm_inputs;
-
-/* The form that the inputs of a branch take. */
-bitm_input_form bitm_inputs_form(bitm_activations activations, const bitm_branch *branch);
-
-/* Planes of a quantizer's codes, and the weight of each: code = sum of weights[p] * bit p. */
-uint32_t bitm_quantizer_planes(const bitm_file_quantizer *quantizer, const int32_t **weights);
 
 /* The quantization of a quantizer from the extremes of its scope (unused where it is static), and
  * the value of a code: *step * code + *base. */

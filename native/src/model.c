@@ -107,6 +107,82 @@ static bitm_status pack_weights(bitm_model *model, bitm_error *err)
     return BITM_OK;
 }
 
+/* ---- Devices ---- */
+
+static bitm_status find_devices(const bitm_device_api **api, uint32_t *n, bitm_error *err)
+{
+    void *symbol = NULL;
+    bitm_error reason = {0};
+    bitm_status status = bitm_os_library_symbol("bitm_cuda", BITM_DEVICE_SYMBOL, &symbol, &reason);
+    BITM_CHECK(status == BITM_OK, BITM_DEVICE, err, "no GPU can be used: %s", reason.message);
+    bitm_device_entry *entry;
+    memcpy(&entry, &symbol, sizeof entry);
+    *api = entry();
+    BITM_CHECK((*api)->version == BITM_DEVICE_VERSION && (*api)->struct_size >= sizeof **api,
+               BITM_DEVICE, err, "libbitm_cuda is of another version than this library");
+    return (*api)->count(n, err);
+}
+
+bitm_status bitm_device_probe(bitm_error *err)
+{
+    const bitm_device_api *api;
+    uint32_t n = 0;
+    BITM_TRY(find_devices(&api, &n, err));
+    (void)bitm_fail(err, BITM_OK, "%u CUDA device%s", n, n == 1 ? "" : "s");
+    return BITM_OK;
+}
+
+/* "cuda" or "cuda:N" with N below 1000. */
+static bitm_status read_device(const char *name, uint32_t *number, bitm_error *err)
+{
+    const char *digits = "";
+    *number = 0;
+    bool sound = strncmp(name, "cuda", 4) == 0 && (name[4] == '\0' || name[4] == ':');
+    if (sound && name[4] == ':') {
+        digits = name + 5;
+        sound = digits[0] != '\0' && strlen(digits) <= 3;
+    }
+    for (; sound && *digits != '\0'; digits++) {
+        sound = *digits >= '0' && *digits <= '9';
+        *number = *number * 10 + (uint32_t)(*digits - '0');
+    }
+    BITM_CHECK(sound, BITM_ARGUMENT, err, "device is \"%.40s\", expected auto, cpu, cuda or cuda:N",
+               name);
+    return BITM_OK;
+}
+
+/* Puts the opened model on the device of this name; without one, or with "auto" where none can run
+ * it, it stays on the CPU. */
+static bitm_status use_device(bitm_model *model, const char *name, bitm_error *err)
+{
+    uint32_t number = 0, n_devices = 0;
+    if (name == NULL || strcmp(name, "cpu") == 0) return BITM_OK;
+    bool any = strcmp(name, "auto") == 0;
+    if (!any) BITM_TRY(read_device(name, &number, err));
+    const bitm_device_api *api = NULL;
+    bitm_status status = find_devices(&api, &n_devices, any ? NULL : err);
+    if (any && status != BITM_OK) return BITM_OK;
+    BITM_TRY(status);
+    BITM_CHECK(number < n_devices, BITM_DEVICE, err, "there is no cuda:%u: %u device%s", number,
+               n_devices, n_devices == 1 ? "" : "s");
+    const bitm_device_memory memory[2] = {
+        {model->file.bytes, (size_t)model->file.header->file_bytes},
+        {model->arena_base, model->allocation_bytes}};
+    status =
+        api->model_create(number, &model->network, memory, &model->device_model, any ? NULL : err);
+    if (any && status != BITM_OK) return BITM_OK;
+    if (status == BITM_OK) model->device = api;
+    return status;
+}
+
+const char *bitm_model_device(const bitm_model *model)
+{
+    if (model == NULL) return NULL;
+    return model->device != NULL ? model->device->model_description(model->device_model) : "cpu";
+}
+
+/* ---- Opening ---- */
+
 /* A model whose weights are measured, but packed only if `pack` is set. */
 static bitm_status open_bytes(const void *bytes, uint64_t n_bytes,
                               const bitm_model_options *options, bool pack, bitm_model **model,
@@ -133,9 +209,14 @@ static bitm_status open_bytes(const void *bytes, uint64_t n_bytes,
         opened->mapping = (bitm_mapping){0};
         opened->packed_allocation = NULL;
         opened->kernels = kernels;
-        status = measure_packed(opened, err);
+        opened->arena_base = arena.base;
+        opened->device = NULL;
+        opened->device_model = NULL;
+        opened->packed_bytes = 0;
+        if (pack) status = use_device(opened, options->device, err);
+        if (status == BITM_OK && opened->device == NULL) status = measure_packed(opened, err);
     }
-    if (status == BITM_OK && pack) status = pack_weights(opened, err);
+    if (status == BITM_OK && pack && opened->device == NULL) status = pack_weights(opened, err);
     if (status != BITM_OK) {
         allocator.release(allocator.context, allocation);
         return status;
@@ -208,6 +289,7 @@ void bitm_model_close(bitm_model *model)
 {
     if (model == NULL) return;
     bitm_allocator allocator = model->allocator;
+    if (model->device != NULL) model->device->model_free(model->device_model);
     bitm_os_unmap_file(&model->mapping);
     if (model->packed_allocation != NULL)
         allocator.release(allocator.context, model->packed_allocation);

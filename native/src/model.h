@@ -2,6 +2,7 @@
 #ifndef BITM_MODEL_H
 #define BITM_MODEL_H
 
+#include "device.h"
 #include "kernels/select.h"
 #include "network.h"
 #include "os.h"
@@ -17,6 +18,7 @@ struct bitm_model {
     bitm_allocator allocator;
     void *allocation; /* everything below, and what it points to beside the file */
     size_t allocation_bytes;
+    const void *arena_base;  /* where in it they begin */
     void *packed_allocation; /* weights as the kernels want them; NULL: none are packed */
     size_t packed_bytes;
     bitm_mapping mapping; /* n_bytes 0: the file lies in the caller's memory */
@@ -24,6 +26,8 @@ struct bitm_model {
     bitm_network network;
     bitm_tokenizer tokenizer; /* when file.header->n_tokens > 0 */
     bitm_kernel_table kernels;
+    const bitm_device_api *device; /* what runs the model; NULL: the CPU */
+    bitm_device_model *device_model;
 };
 
 /* An arena over newly allocated memory, or BITM_NO_MEMORY; *allocation is what to release. */

@@ -107,6 +107,34 @@ uint64_t bitm_os_process_id(void)
     return GetCurrentProcessId();
 }
 
+bitm_status bitm_os_library_symbol(const char *name, const char *symbol, void **found,
+                                   bitm_error *err)
+{
+    HMODULE self = NULL;
+    wchar_t path[32768];
+    DWORD flags =
+        GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT;
+    DWORD n = 0;
+    if (GetModuleHandleExW(flags, (LPCWSTR)(void *)&bitm_os_library_symbol, &self))
+        n = GetModuleFileNameW(self, path, 32768);
+    while (n > 0 && path[n - 1] != L'\\')
+        n--;
+    int n_name = MultiByteToWideChar(CP_UTF8, 0, name, -1, path + n, 32000 - (int)n);
+    if (n == 0 || n_name == 0)
+        return bitm_fail(err, BITM_UNSUPPORTED, "cannot tell where %s.dll would be", name);
+    static const wchar_t suffix[] = L".dll";
+    for (size_t i = 0; i < sizeof suffix / sizeof suffix[0]; i++)
+        path[n + (DWORD)n_name - 1 + i] = suffix[i];
+    HMODULE library = LoadLibraryW(path);
+    if (library == NULL)
+        return bitm_fail(err, BITM_UNSUPPORTED, "%s.dll is not beside this library: error %lu",
+                         name, GetLastError());
+    *found = (void *)(uintptr_t)GetProcAddress(library, symbol);
+    if (*found == NULL)
+        return bitm_fail(err, BITM_UNSUPPORTED, "%s.dll does not have %s", name, symbol);
+    return BITM_OK;
+}
+
 static DWORD WINAPI thread_main(LPVOID argument)
 {
     bitm_thread *thread = argument;
@@ -173,16 +201,17 @@ void bitm_os_condition_broadcast(bitm_condition *condition)
 
 #else
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #if defined(__linux__)
 #include <sched.h>
-#include <stdio.h>
 #include <sys/syscall.h>
 #endif
 #if defined(__linux__) && (defined(__aarch64__) || defined(__arm__))
@@ -328,6 +357,35 @@ uint32_t bitm_os_arm_abilities(void)
 uint64_t bitm_os_process_id(void)
 {
     return (uint64_t)getpid();
+}
+
+#if defined(__APPLE__)
+#define LIBRARY_SUFFIX "dylib"
+#else
+#define LIBRARY_SUFFIX "so"
+#endif
+
+/* An address of this library's, to find its file by. */
+static const char here;
+
+bitm_status bitm_os_library_symbol(const char *name, const char *symbol, void **found,
+                                   bitm_error *err)
+{
+    Dl_info info;
+    char path[4096];
+    const char *slash = NULL;
+    if (dladdr(&here, &info) != 0 && info.dli_fname != NULL) slash = strrchr(info.dli_fname, '/');
+    int folder_bytes = slash != NULL ? (int)(slash - info.dli_fname) : 1;
+    const char *folder = slash != NULL ? info.dli_fname : ".";
+    int n = snprintf(path, sizeof path, "%.*s/lib%s." LIBRARY_SUFFIX, folder_bytes, folder, name);
+    if (n < 0 || (size_t)n >= sizeof path || access(path, R_OK) != 0)
+        return bitm_fail(err, BITM_UNSUPPORTED,
+                         "lib%s." LIBRARY_SUFFIX " is not beside the library of bitm", name);
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (library == NULL) return bitm_fail(err, BITM_UNSUPPORTED, "%s", dlerror());
+    *found = dlsym(library, symbol);
+    if (*found == NULL) return bitm_fail(err, BITM_UNSUPPORTED, "%s: no %s", path, symbol);
+    return BITM_OK;
 }
 
 static void *thread_main(void *argument)

@@ -44,6 +44,11 @@ uint64_t bitm_os_process_id(void);
 /* Tells the processor that a thread looks at memory again and again. */
 void bitm_os_pause(void);
 
+/* Opens the shared library of this name (without prefix and suffix) that lies beside the code of
+ * bitm, and finds a symbol of it.  It stays open. */
+bitm_status bitm_os_library_symbol(const char *name, const char *symbol, void **found,
+                                   bitm_error *err);
+
 /* Room for the system's own objects (os.c asserts that they fit), so that no header of it is
  * needed. */
 typedef struct bitm_mutex {

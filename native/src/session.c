@@ -9,17 +9,37 @@
  * activations stay near the CPU and the memory of a session does not grow with the batch. */
 enum { PART_TOKENS = 256 };
 
+/* A device wants more at once to be busy, and less of the logits, which are large. */
+enum { DEVICE_PART_TOKENS = 16384, DEVICE_ROWS = 1024 };
+
 /* ---- Creation ---- */
 
 typedef struct limits {
-    uint32_t max_batch, max_length, max_tokens, n_threads;
+    uint32_t max_batch, max_length, max_tokens, max_rows, n_threads;
     bitm_activations activations;
+    uint64_t device_bytes;
 } limits;
 
 static bool is_masked_lm(const bitm_model *model)
 {
     uint32_t head = model->network.config->head;
     return head == BITM_HEAD_MASKED_LM || head == BITM_HEAD_MASKED_LM_NEXT_SENTENCE;
+}
+
+/* What the model's device has room for. */
+static bitm_status plan_device(const bitm_model *model, limits *l, bitm_error *err)
+{
+    uint64_t most = (uint64_t)l->max_batch * l->max_length;
+    uint32_t part = l->max_length > DEVICE_PART_TOKENS ? l->max_length : DEVICE_PART_TOKENS;
+    bitm_device_limits wanted = {.max_tokens = most < part ? (uint32_t)most : part,
+                                 .max_length = l->max_length,
+                                 .max_rows = DEVICE_ROWS,
+                                 .activations = l->activations};
+    BITM_TRY(model->device->session_plan(model->device_model, &wanted, &l->device_bytes, err));
+    l->max_tokens = wanted.max_tokens;
+    l->max_rows = wanted.max_rows;
+    l->n_threads = 1;
+    return BITM_OK;
 }
 
 static bitm_status read_limits(const bitm_model *model, const bitm_session_options *given,
@@ -39,6 +59,8 @@ static bitm_status read_limits(const bitm_model *model, const bitm_session_optio
     uint64_t most = (uint64_t)l->max_batch * l->max_length;
     uint32_t part = l->max_length > PART_TOKENS ? l->max_length : PART_TOKENS;
     l->max_tokens = most < part ? (uint32_t)most : part;
+    l->max_rows = l->max_tokens;
+    l->device_bytes = 0;
     l->n_threads = options->n_threads > 0 ? options->n_threads : bitm_os_cpu_count();
     BITM_CHECK(l->n_threads <= 1024, BITM_ARGUMENT, err, "%u threads, expected at most 1024",
                l->n_threads);
@@ -47,37 +69,15 @@ static bitm_status read_limits(const bitm_model *model, const bitm_session_optio
     l->activations = options->activations == BITM_ACTIVATIONS_AUTO
                          ? BITM_ACTIVATIONS_INT16
                          : (bitm_activations)options->activations;
-    return BITM_OK;
+    return model->device != NULL ? plan_device(model, l, err) : BITM_OK;
 }
 
-/* Places a session and all it works with; over a measuring arena it returns NULL. */
-static bitm_session *lay_out(const bitm_model *model, const limits *l, bitm_arena *arena)
+/* Working memory of a forward pass on the CPU. */
+static void lay_out_floats(bitm_session *s, bitm_arena *arena)
 {
-    bitm_session measured = {0};
-    bitm_session *placed = bitm_arena_take(arena, 1, sizeof *placed);
-    bitm_session *s = placed != NULL ? placed : &measured;
-    *s = measured;
-    const bitm_network *network = &model->network;
+    const bitm_network *network = &s->model->network;
     const bitm_file_config *config = network->config;
-    uint64_t n = l->max_tokens;
-    s->model = model;
-    s->max_batch = l->max_batch;
-    s->max_length = l->max_length;
-    s->max_tokens = l->max_tokens;
-    s->backend.network = network;
-    s->backend.kernels = &model->kernels;
-    s->backend.activations = l->activations;
-    bitm_backend_layout(&s->backend, arena, l->max_tokens, l->max_length, l->n_threads);
-
-    s->packed.sequences = bitm_arena_take(arena, n, sizeof(uint32_t));
-    s->packed.first = bitm_arena_take(arena, n + 1, sizeof(uint32_t));
-    s->packed.ids = bitm_arena_take(arena, n, sizeof(int32_t));
-    s->packed.types = bitm_arena_take(arena, n, sizeof(int32_t));
-    s->packed.positions = bitm_arena_take(arena, n, sizeof(int32_t));
-    s->rows = bitm_arena_take(arena, n, sizeof(bitm_row));
-    s->text_ids = bitm_arena_take(arena, l->max_length, sizeof(int32_t));
-    s->text_masks = bitm_arena_take(arena, l->max_length, sizeof(int32_t));
-
+    uint64_t n = s->max_tokens;
     size_t hidden_bytes = config->hidden_size * sizeof(float);
     size_t attention_bytes = network->attention_size * sizeof(float);
     s->hidden = bitm_arena_take(arena, n, hidden_bytes);
@@ -89,9 +89,45 @@ static bitm_session *lay_out(const bitm_model *model, const limits *l, bitm_aren
     s->output = bitm_arena_take(arena, n, hidden_bytes);
     s->head_input = bitm_arena_take(arena, n, hidden_bytes);
     s->head_output = bitm_arena_take(arena, n, hidden_bytes);
-    if (is_masked_lm(model))
+    if (is_masked_lm(s->model))
         s->logits =
             bitm_arena_take(arena, (uint64_t)BITM_TOP_K_ROWS * config->vocab_size, sizeof(float));
+}
+
+/* Places a session and all it works with; over a measuring arena it returns NULL. */
+static bitm_session *lay_out(const bitm_model *model, const limits *l, bitm_arena *arena)
+{
+    bitm_session measured = {0};
+    bitm_session *placed = bitm_arena_take(arena, 1, sizeof *placed);
+    bitm_session *s = placed != NULL ? placed : &measured;
+    *s = measured;
+    uint64_t n = l->max_tokens, rows = n > l->max_rows ? n : l->max_rows;
+    s->model = model;
+    s->max_batch = l->max_batch;
+    s->max_length = l->max_length;
+    s->max_tokens = l->max_tokens;
+    s->max_rows = l->max_rows;
+    s->backend.network = &model->network;
+    s->backend.kernels = &model->kernels;
+    s->backend.activations = l->activations;
+    if (model->device == NULL)
+        bitm_backend_layout(&s->backend, arena, l->max_tokens, l->max_length, l->n_threads);
+    else
+        bitm_pool_layout(&s->backend.pool, arena, l->n_threads);
+
+    s->packed.sequences = bitm_arena_take(arena, n, sizeof(uint32_t));
+    s->packed.first = bitm_arena_take(arena, n + 1, sizeof(uint32_t));
+    s->packed.ids = bitm_arena_take(arena, n, sizeof(int32_t));
+    s->packed.types = bitm_arena_take(arena, n, sizeof(int32_t));
+    s->packed.positions = bitm_arena_take(arena, n, sizeof(int32_t));
+    s->rows = bitm_arena_take(arena, rows, sizeof(bitm_row));
+    s->text_ids = bitm_arena_take(arena, l->max_length, sizeof(int32_t));
+    s->text_masks = bitm_arena_take(arena, l->max_length, sizeof(int32_t));
+
+    if (model->device == NULL)
+        lay_out_floats(s, arena);
+    else
+        s->row_tokens = bitm_arena_take(arena, rows, sizeof(uint32_t));
     return placed;
 }
 
@@ -173,6 +209,10 @@ bitm_status bitm_session_create(const bitm_model *model, const bitm_session_opti
     created->allocation = allocation;
     atomic_flag_clear(&created->busy);
     bitm_status status = bitm_pool_start(&created->backend.pool, err);
+    if (status == BITM_OK && model->device != NULL) {
+        bitm_device_limits wanted = {l.max_tokens, l.max_length, l.max_rows, l.activations};
+        status = model->device->session_create(model->device_model, &wanted, &created->device, err);
+    }
     if (status != BITM_OK) {
         if (allocation != NULL) model->allocator.release(model->allocator.context, allocation);
         return status;
@@ -185,6 +225,7 @@ void bitm_session_free(bitm_session *session)
 {
     if (session == NULL) return;
     bitm_pool_stop(&session->backend.pool);
+    if (session->device != NULL) session->model->device->session_free(session->device);
     bitm_allocator allocator = session->allocator;
     if (session->allocation != NULL) allocator.release(allocator.context, session->allocation);
 }
@@ -345,9 +386,37 @@ static uint32_t pack(bitm_session *session, const bitm_batch *batch, uint32_t se
     return sequence;
 }
 
-static void flush_rows(bitm_session *session, const job *j, uint32_t n_rows)
+/* The rows from the device, to their places in the output. */
+static bitm_status flush_device_rows(bitm_session *session, const job *j, uint32_t n_rows,
+                                     bitm_error *err)
 {
-    if (n_rows == 0) return;
+    static const bitm_device_task tasks[] = {[TASK_HIDDEN] = BITM_DEVICE_HIDDEN,
+                                             [TASK_MASKED_LM] = BITM_DEVICE_MASKED_LM,
+                                             [TASK_TOP_K] = BITM_DEVICE_TOP_K,
+                                             [TASK_CLASSIFY] = BITM_DEVICE_CLASSIFY,
+                                             [TASK_TOKENS] = BITM_DEVICE_TOKENS};
+    const bitm_row *rows = session->rows;
+    for (uint32_t i = 0; i < n_rows; i++)
+        session->row_tokens[i] = rows[i].token;
+    bitm_device_request request = {.task = tasks[j->kind],
+                                   .tokens = session->row_tokens,
+                                   .n_rows = n_rows,
+                                   .targets = j->candidates.targets,
+                                   .n_candidates = (uint32_t)j->candidates.n,
+                                   .top_k = j->candidates.top_k};
+    const void *results;
+    BITM_TRY(session->model->device->finish(session->device, &request, &results, err));
+    size_t n_bytes = j->width * (j->kind == TASK_TOP_K ? sizeof(bitm_prediction) : sizeof(float));
+    uint8_t *output = j->kind == TASK_TOP_K ? (uint8_t *)j->predictions : (uint8_t *)j->output;
+    for (size_t i = 0; i < n_rows; i++)
+        memcpy(output + rows[i].output * n_bytes, (const uint8_t *)results + i * n_bytes, n_bytes);
+    return BITM_OK;
+}
+
+static bitm_status flush_rows(bitm_session *session, const job *j, uint32_t n_rows, bitm_error *err)
+{
+    if (n_rows == 0) return BITM_OK;
+    if (session->device != NULL) return flush_device_rows(session, j, n_rows, err);
     const bitm_row *rows = session->rows;
     if (j->kind == TASK_MASKED_LM)
         bitm_head_masked_lm(session, rows, n_rows, j->output);
@@ -359,6 +428,7 @@ static void flush_rows(bitm_session *session, const job *j, uint32_t n_rows)
         for (uint32_t i = 0; i < n_rows; i++)
             memcpy(j->output + rows[i].output * j->width,
                    session->hidden + rows[i].token * j->width, j->width * sizeof *j->output);
+    return BITM_OK;
 }
 
 /* The packed token at a position of packed sequence number i: positions ascend, so halve. */
@@ -376,12 +446,13 @@ static uint32_t find_token(const bitm_packed *p, uint32_t i, int32_t position)
 }
 
 /* Runs the head at every token, or at the requested positions, of the packed sequences. */
-static void run_rows(bitm_session *session, const job *j)
+static bitm_status run_rows(bitm_session *session, const job *j, bitm_error *err)
 {
     const bitm_packed *p = &session->packed;
     const bitm_batch *batch = j->batch;
     bool chosen = batch->positions != NULL && j->kind != TASK_HIDDEN && j->kind != TASK_TOKENS;
     uint32_t n_rows = 0;
+    uint32_t most = j->kind == TASK_HIDDEN ? session->max_tokens : session->max_rows;
     for (uint32_t i = 0; i < p->n_sequences; i++) {
         size_t sequence = p->sequences[i];
         uint32_t n = chosen ? batch->n_positions : p->first[i + 1] - p->first[i];
@@ -396,13 +467,39 @@ static void run_rows(bitm_session *session, const job *j)
                 output += (size_t)p->positions[token];
             }
             session->rows[n_rows++] = (bitm_row){.token = token, .output = output};
-            if (n_rows == session->max_tokens) {
-                flush_rows(session, j, n_rows);
+            if (n_rows == most) {
+                BITM_TRY(flush_rows(session, j, n_rows, err));
                 n_rows = 0;
             }
         }
     }
-    flush_rows(session, j, n_rows);
+    return flush_rows(session, j, n_rows, err);
+}
+
+/* The logits of the packed sequences, on the device. */
+static bitm_status classify_on_device(bitm_session *session, const job *j, bitm_error *err)
+{
+    const bitm_packed *p = &session->packed;
+    uint32_t n_rows = 0;
+    for (uint32_t i = 0; i < p->n_sequences; i++) {
+        session->rows[n_rows++] = (bitm_row){.token = p->first[i], .output = p->sequences[i]};
+        if (n_rows < session->max_rows) continue;
+        BITM_TRY(flush_device_rows(session, j, n_rows, err));
+        n_rows = 0;
+    }
+    return flush_rows(session, j, n_rows, err);
+}
+
+static bitm_status encode_on_device(bitm_session *session, const job *j, bitm_error *err)
+{
+    const bitm_packed *p = &session->packed;
+    bitm_device_input input = {.n_sequences = p->n_sequences,
+                               .n_tokens = p->n_tokens,
+                               .first = p->first,
+                               .ids = p->ids,
+                               .types = p->types,
+                               .positions = p->positions};
+    return session->model->device->encode(session->device, &input, j->n_layers, err);
 }
 
 /* Rows that nothing is computed for: padding, and position -1. */
@@ -424,11 +521,16 @@ static bitm_status run_job(bitm_session *session, const job *j, bitm_error *err)
     for (uint32_t sequence = 0; sequence < j->batch->n_sequences;) {
         sequence = pack(session, j->batch, sequence);
         if (session->packed.n_sequences == 0) continue;
-        bitm_bert_encode(session, j->n_layers);
-        if (j->kind == TASK_CLASSIFY)
-            bitm_head_classify(session, j->output);
+        if (session->device != NULL)
+            BITM_TRY(encode_on_device(session, j, err));
         else
-            run_rows(session, j);
+            bitm_bert_encode(session, j->n_layers);
+        if (j->kind != TASK_CLASSIFY)
+            BITM_TRY(run_rows(session, j, err));
+        else if (session->device != NULL)
+            BITM_TRY(classify_on_device(session, j, err));
+        else
+            bitm_head_classify(session, j->output);
     }
     return BITM_OK;
 }

@@ -29,11 +29,14 @@ struct bitm_session {
     atomic_flag busy;
     uint32_t max_batch, max_length;
     uint32_t max_tokens; /* packed at once: a batch of more is run in parts */
+    uint32_t max_rows;   /* that a head treats at once */
     bitm_backend backend;
+    bitm_device_session *device; /* runs the forward pass; NULL: the backend does */
     bitm_packed packed;
-    bitm_row *rows;      /* [max_tokens] */
-    int32_t *text_ids;   /* [max_length], of bitm_fill_mask, as the following */
-    int32_t *text_masks; /* [max_length] */
+    bitm_row *rows;       /* [max_rows] */
+    uint32_t *row_tokens; /* [max_rows], for the device */
+    int32_t *text_ids;    /* [max_length], of bitm_fill_mask, as the following */
+    int32_t *text_masks;  /* [max_length] */
     /* Floats of the forward pass (H hidden, A attention, I intermediate size). */
     float *hidden;                        /* [max_tokens, H] */
     float *query, *key, *value, *context; /* [max_tokens, A] */

@@ -29,6 +29,7 @@ const char *bitm_status_name(bitm_status status)
         NAME_OF(UNSUPPORTED);
         NAME_OF(BUSY);
         NAME_OF(INTERNAL);
+        NAME_OF(DEVICE);
         NAME_OF(FILE_MAGIC);
         NAME_OF(FILE_VERSION);
         NAME_OF(FILE_FEATURE);

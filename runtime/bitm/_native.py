@@ -49,6 +49,12 @@ def version() -> str:
     return _string(lib.bitm_version())
 
 
+def why_no_gpu() -> str:
+    """Returns in one line why no GPU can be used; "" where one can."""
+    error = ffi.new("bitm_error *")
+    return "" if lib.bitm_device_probe(error) == 0 else _string(error.message)
+
+
 def _string(pointer: Any) -> str:
     return str(ffi.string(pointer).decode())
 
@@ -93,20 +99,23 @@ def _int32s(array: Int32s | None) -> Any:
 class Library:
     """An opened model file: what is in it, its tokenizer, its kernels."""
 
-    def __init__(self, path: str, kernels: str | None = None) -> None:
+    def __init__(self, path: str, kernels: str | None = None, device: str = "cpu") -> None:
         """Opens the file.
 
         Raises:
             FormatError: it is not a sound .bitm file.
             BitmError: it cannot be read.
             InputError, UnsupportedError: `kernels` ("op=variant,...") cannot be had.
+            DeviceError: `device` ("cpu", "auto", "cuda", "cuda:N") cannot be used.
         """
         error, handle = ffi.new("bitm_error *"), ffi.new("bitm_model **")
         forced = ffi.NULL if kernels is None else ffi.new("char[]", kernels.encode())
-        options = _options("bitm_model_options", kernels=forced)
+        chosen = ffi.new("char[]", device.encode())
+        options = _options("bitm_model_options", kernels=forced, device=chosen)
         _check(lib.bitm_model_open(_path_bytes(path), options, handle, error), error)
         self.handle = handle[0]
         self.properties = self._properties()
+        self.device = _string(lib.bitm_model_device(self.handle))
 
     def close(self) -> None:
         """Frees the model; its sessions must be gone."""

@@ -42,6 +42,8 @@ def error_class(name: str) -> type[BitmError]:
         return FormatError
     if name == "UNSUPPORTED":
         return UnsupportedError
+    if name == "DEVICE":
+        return DeviceError
     if name in ("IO", "NO_MEMORY", "BUSY", "INTERNAL"):
         return BitmError
     return InputError

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from bitm import _native
 from bitm._arrays import IntArray, int_array, pad
 from bitm._native import Floats, Int32s, Library, Session
-from bitm.errors import DeviceError, InputError
+from bitm.errors import InputError
 from bitm.tasks import Tasks
 
 Prediction = dict[str, Any]
@@ -41,7 +41,8 @@ class Model(Tasks):
     Args:
         path: the .bitm file.
         threads: threads of one run; None: as many as this process may use CPUs.
-        device: "auto" or "cpu".
+        device: "cpu", "cuda", "cuda:N" for GPU number N, or "auto": the first GPU where the package
+            has the library for it and it can run the model, otherwise the CPU.
         activations: arithmetic of activations where the file leaves it open: "int8", "int16" (close
             to float32 at integer speed), "float32", or "auto": the fastest that keeps the answers
             of float32, int16.
@@ -51,6 +52,7 @@ class Model(Tasks):
         FormatError: the file is not a sound .bitm file.
         UnsupportedError: the file asks for something that this version or machine does not run.
         InputError: an argument is wrong.
+        DeviceError: the GPU that is asked for cannot be used.
         BitmError: the file cannot be read, or memory or threads are refused.
     """
 
@@ -67,14 +69,10 @@ class Model(Tasks):
             raise InputError(f"activations is {activations!r}, expected one of {choices}")
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}, expected at least 1")
-        if device not in ("auto", "cpu"):
-            raise DeviceError(
-                f"device is {device!r}, but this build has the CPU alone", 4, "UNSUPPORTED"
-            )
         self._arguments = (os.fspath(path), threads, device, activations, kernels)
         self._activations = activations
         self._threads = threads or 0
-        self._library = Library(os.fspath(path), kernels)
+        self._library = Library(os.fspath(path), kernels, device)
         self._lock = threading.Lock()
         self._idle: list[Session] = []
         self._n_running = 0
@@ -206,7 +204,7 @@ class Model(Tasks):
                 **library.properties,
                 "session_bytes_1x128": memory,
                 "activations": mode,
-                "device": "cpu",
+                "device": library.device,
                 "threads": self._threads or self._default_threads(),
                 "kernels": chosen,
                 "metadata": library.metadata(),

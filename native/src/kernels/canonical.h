@@ -17,9 +17,16 @@
 #ifndef BITM_CANONICAL_H
 #define BITM_CANONICAL_H
 
+#if !defined(__CUDACC_RTC__) /* which has these built in */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#endif
+
+/* The CUDA sources define it with their own words. */
+#ifndef BITM_INLINE
+#define BITM_INLINE static inline
+#endif
 
 enum { BITM_LANES = 16 };
 
@@ -64,7 +71,7 @@ enum { BITM_LANES = 16 };
 #define BITM_TANH_4 -0.0057170447F
 
 /* The fold of the 16 lanes of a sum. */
-static inline float bitm_fold(const float lanes[BITM_LANES])
+BITM_INLINE float bitm_fold(const float lanes[BITM_LANES])
 {
     float half[BITM_LANES / 2];
     for (int l = 0; l < 8; l++)
@@ -75,13 +82,13 @@ static inline float bitm_fold(const float lanes[BITM_LANES])
 }
 
 /* To the nearest integer, ties to even; abs(x) < 2^22. */
-static inline float bitm_round(float x)
+BITM_INLINE float bitm_round(float x)
 {
     return (x + BITM_ROUND_MAGIC) - BITM_ROUND_MAGIC;
 }
 
 /* e^x with an error below 1.1 units in the last place; 0 below -87, e^88 above 88. */
-static inline float bitm_exp(float x)
+BITM_INLINE float bitm_exp(float x)
 {
     float clamped = x < BITM_EXP_LOWEST ? BITM_EXP_LOWEST : x;
     clamped = clamped > BITM_EXP_HIGHEST ? BITM_EXP_HIGHEST : clamped;
@@ -105,7 +112,7 @@ static inline float bitm_exp(float x)
 }
 
 /* The hyperbolic tangent, with an error below 1.5 units in the last place. */
-static inline float bitm_tanh(float x)
+BITM_INLINE float bitm_tanh(float x)
 {
     float a = fabsf(x);
     float s = a * a;
@@ -125,7 +132,7 @@ static inline float bitm_tanh(float x)
  * power of 2 with the exponent a P(a): nothing cancels.  The error is below 2^-23 abs(x).  Phi(-a)
  * is 0 where 1 + erf(-a / sqrt(2)) is 0 in float32, as in PyTorch: a sign of the result is then 0.
  */
-static inline float bitm_gelu(float x)
+BITM_INLINE float bitm_gelu(float x)
 {
     float a = fabsf(x);
     float p = BITM_GELU_6;
@@ -154,19 +161,19 @@ static inline float bitm_gelu(float x)
     return fmaf(-a, tail, x > 0.0F ? x : 0.0F);
 }
 
-static inline float bitm_gelu_tanh(float x)
+BITM_INLINE float bitm_gelu_tanh(float x)
 {
     float cubic = fmaf(0.044715F * x, x * x, x);
     return (0.5F * x) * (1.0F + bitm_tanh(0.797884561F * cubic));
 }
 
-static inline float bitm_swish(float x)
+BITM_INLINE float bitm_swish(float x)
 {
     return x / (1.0F + bitm_exp(-x));
 }
 
 /* x tanh(log(1 + e^x)) with t = e^x: tanh(log u) = (u^2 - 1) / (u^2 + 1), u = 1 + t. */
-static inline float bitm_mish(float x)
+BITM_INLINE float bitm_mish(float x)
 {
     float t = bitm_exp(x < 20.0F ? x : 20.0F);
     float n = t * (t + 2.0F);
@@ -174,7 +181,7 @@ static inline float bitm_mish(float x)
 }
 
 /* binary16 to binary32, exact; denormals included. */
-static inline float bitm_f16_to_f32(uint16_t half)
+BITM_INLINE float bitm_f16_to_f32(uint16_t half)
 {
     uint32_t sign = (uint32_t)(half & 0x8000U) << 16;
     uint32_t exponent = (half >> 10) & 0x1FU;
@@ -182,7 +189,7 @@ static inline float bitm_f16_to_f32(uint16_t half)
     uint32_t bits = sign | ((exponent + 112U) << 23) | (fraction << 13);
     if (exponent == 31) bits = sign | 0x7F800000U | (fraction << 13);
     if (exponent == 0) {
-        float magnitude = (float)fraction * 0x1p-24F;
+        float magnitude = (float)fraction * 5.9604644775390625e-8F;
         memcpy(&bits, &magnitude, sizeof bits);
         bits |= sign;
     }

@@ -1,0 +1,215 @@
+"""BERT-base on a GPU: bitm beside PyTorch, in one interleaved run.
+
+`python bench/cuda.py [--json FILE]` makes a 1-bit model of random weights, runs its encoder and
+PyTorch's (float16 and bfloat16, compiled with max-autotune's CUDA graphs where they are to be had),
+and prints medians by the wall clock beside the floors that arithmetic and memory set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "formats")]
+
+import bitm_formats  # noqa: E402
+from bitm import Model  # noqa: E402
+from bitm_formats import Config, DType, Layout, ModelFile, Quantizer, Tensor  # noqa: E402
+
+SHAPES = [(1, 64), (32, 128), (128, 64), (512, 64)]
+BITS_PER_S, INT8_PER_S, FLOATS_PER_S, BYTES_PER_S = 7.707e15, 0.967e15, 29.6e12, 3.0e12
+VOCAB, HIDDEN, LAYERS, HEADS, INNER, POSITIONS = 30522, 768, 12, 12, 3072, 512
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def bert_base(signs: bool) -> ModelFile:
+    """A masked LM of BERT-base's sizes; with signs, linears of the layers take signs."""
+    rng = np.random.default_rng(0)
+    config = Config(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        n_layers=LAYERS,
+        n_heads=HEADS,
+        head_size=HIDDEN // HEADS,
+        intermediate_size=INNER,
+        max_positions=POSITIONS,
+        n_token_types=2,
+        hidden_activation=1,
+        layer_norm_eps=1e-12,
+        attention_normalizer=1,
+        score_scale=0.125,
+        head=1,
+        head_activation=1,
+        head_norm_eps=1e-12,
+    )
+
+    def floats(rows: int, columns: int) -> Tensor:
+        return Tensor.from_float(rng.normal(size=(rows, columns), scale=0.02).astype("f4"), DType.F16)
+
+    def vector(n: int, mean: float = 0.0) -> Tensor:
+        return Tensor.from_float(rng.normal(size=n, loc=mean, scale=0.02).astype("f4"), DType.F32)
+
+    def bits(rows: int, columns: int) -> Tensor:
+        scales = np.abs(rng.normal(size=rows, loc=0.03, scale=0.003)).astype("f4")
+        return Tensor.from_bits(
+            rng.random((rows, columns)) < 0.5, scales=scales, scale_layout=Layout.ROW
+        )
+
+    tensors = {
+        "embeddings.word.weight": floats(VOCAB, HIDDEN),
+        "embeddings.position.weight": floats(POSITIONS, HIDDEN),
+        "embeddings.token_type.weight": floats(2, HIDDEN),
+        "mlm.transform.weight": bits(HIDDEN, HIDDEN),
+        "mlm.decoder.bias": vector(VOCAB),
+    }
+    quantizers = {}
+    norms = ["embeddings.norm", "mlm.norm"]
+    for n in range(LAYERS):
+        for name, rows, columns in (
+            ("query", HIDDEN, HIDDEN),
+            ("key", HIDDEN, HIDDEN),
+            ("value", HIDDEN, HIDDEN),
+            ("attention_output", HIDDEN, HIDDEN),
+            ("intermediate", INNER, HIDDEN),
+            ("output", HIDDEN, INNER),
+        ):
+            place = f"layers.{n}.{name}"
+            tensors[f"{place}.weight"] = bits(rows, columns)
+            tensors[f"{place}.bias"] = vector(rows)
+            if signs:
+                quantizers[place] = Quantizer(1, 0, -1, 1, 0.5)
+                tensors[f"{place}.shift"] = vector(columns)
+        norms += [f"layers.{n}.attention_norm", f"layers.{n}.output_norm"]
+    for norm in norms:
+        tensors |= {f"{norm}.gain": vector(HIDDEN, 1.0), f"{norm}.bias": vector(HIDDEN)}
+    model = ModelFile(config, tensors, quantizers, None, {})
+    words = SPECIAL + [chr(ord("a") + i) for i in range(26)]
+    words += [f"w{i}" for i in range(VOCAB - len(words))]
+    config.tokenizer, config.tokenizer_flags, config.max_word_chars = 1, 7, 100
+    config.pad_id, config.unk_id, config.cls_id, config.sep_id, config.mask_id = range(5)
+    model.vocabulary = [word.encode() for word in words]
+    return model
+
+
+def floor_ms(batch: int, length: int, signs: bool) -> tuple[float, float]:
+    """Milliseconds that the products of the linears take at the rate measured, and those that float
+    attention and one reading of the weights take."""
+    tokens = batch * length
+    linears = tokens * LAYERS * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * INNER)
+    attention = tokens * LAYERS * 2 * length * HIDDEN
+    weights = linears / tokens / 8 / BYTES_PER_S
+    rate = BITS_PER_S if signs else INT8_PER_S
+    return max(linears / rate, weights) * 1e3, attention / FLOATS_PER_S * 1e3
+
+
+def torch_encoders() -> dict[str, Callable[[np.ndarray[Any, Any]], Any]]:
+    """PyTorch's encoder of the same sizes, compiled."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    encoders = {}
+    for name, dtype in (("torch fp16", torch.float16), ("torch bf16", torch.bfloat16)):
+        with torch.no_grad():
+            model = BertModel(BertConfig(), add_pooling_layer=False).eval().cuda().to(dtype)
+        compiled = torch.compile(model, mode="reduce-overhead")
+
+        def run(ids: Any, compiled: Any = compiled) -> Any:
+            with torch.no_grad():
+                torch.compiler.cudagraph_mark_step_begin()
+                return compiled(ids).last_hidden_state
+
+        encoders[name] = run
+    return encoders
+
+
+def median_ms(run: Callable[[], object], wait: Callable[[], object], n: int) -> float:
+    for _ in range(5):
+        run()
+    wait()
+    times = []
+    for _ in range(n):
+        begin = time.perf_counter()
+        run()
+        wait()
+        times.append((time.perf_counter() - begin) * 1e3)
+    return statistics.median(times)
+
+
+class Bench:
+    """The encoder alone: one session, run through the library so that nothing else is timed."""
+
+    def __init__(self, path: Path, activations: str) -> None:
+        self.model = Model(path, device="cuda", activations=activations)
+
+    def encode(self, ids: np.ndarray[Any, Any]) -> Callable[[], object]:
+        """A run whose results stay on the device: no position is asked for.  It waits for the run
+        before, so that repeated runs take what the device takes."""
+        from bitm import _native
+
+        session = _native.Session(self.model._library, *ids.shape, 1, self.model._activations)
+        positions = np.full((len(ids), 1), -1, np.int32)
+        ids = ids.astype(np.int32)
+        return lambda: session.top_k(ids, None, positions, 1, None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--runs", type=int, default=50)
+    arguments = parser.parse_args()
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        models = {}
+        for name, signs, activations in (("W1A1", True, "int8"), ("W1A8", False, "int8")):
+            path = Path(folder) / f"{name}.bitm"
+            bitm_formats.write(path, bert_base(signs))
+            models[name] = (Bench(path, activations), signs)
+        torch_runs = {} if arguments.no_torch else torch_encoders()
+        print(models["W1A1"][0].model.info["device"], flush=True)
+        print(f"{'batch':>9} {'what':<11} {'ms':>8} {'floor: linears':>15} {'attention':>10} {'x':>6}")
+        for batch, length in SHAPES:
+            ids = np.random.default_rng(1).integers(1000, VOCAB, (batch, length))
+            for name, (bench, signs) in models.items():
+                ms = median_ms(bench.encode(ids), lambda: None, arguments.runs)
+                linears, attention = floor_ms(batch, length, signs)
+                results.append({"batch": batch, "length": length, "what": name, "ms": ms})
+                print(
+                    f"{batch:>5}x{length:<3} {name:<11} {ms:8.3f} {linears:15.3f} {attention:10.3f} "
+                    f"{ms / (linears + attention):6.1f}",
+                    flush=True,
+                )
+            for name, run in torch_runs.items():
+                import torch
+
+                on_device = torch.from_numpy(ids).cuda()
+                ms = median_ms(lambda: run(on_device), torch.cuda.synchronize, arguments.runs)
+                results.append({"batch": batch, "length": length, "what": name, "ms": ms})
+                print(f"{batch:>5}x{length:<3} {name:<11} {ms:8.3f}", flush=True)
+        model = models["W1A8"][0].model
+        words = np.random.default_rng(2).integers(0, 20000, (4096, 18))
+        texts = [" ".join(f"w{i}" for i in row) + " [MASK]" for row in words]
+        model.fill_mask(texts)
+        begin = time.perf_counter()
+        model.fill_mask(texts)
+        seconds = time.perf_counter() - begin
+        results.append({"what": "fill_mask", "sentences_per_s": 4096 / seconds})
+        print(f"fill_mask of 4,096 sentences: {4096 / seconds:.0f} a second")
+    if arguments.json:
+        document = {"machine": platform.machine(), "results": results}
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,636 @@
+/* The forward pass of SPEC.md section 4 as launches on a session's stream; bert.c, head.c and inputs.c
+ * are the same on the CPU. */
+#include "attention.cuh"
+#include "attention_general.cuh"
+#include "gemm.cuh"
+#include "gemm_float.cuh"
+#include "gemm_wgmma.cuh"
+#include "gemm_wgmma_bytes.cuh"
+#include "head.cuh"
+#include "session.cuh"
+#include "tokens.cuh"
+
+namespace bitm {
+
+/* ---- Shapes ---- */
+
+bool is_plain(const bitm_device_model *model, const Layer &l)
+{
+    return l.quantize_query.kind == KIND_NONE && l.quantize_key.kind == KIND_NONE &&
+           l.quantize_value.kind == KIND_NONE && l.quantize_probabilities.kind == KIND_NONE &&
+           model->network.config->score_rank == 0 && model->network.config->value_term == 0;
+}
+
+bool is_masked_lm(const bitm_device_model *model)
+{
+    uint32_t head = model->network.config->head;
+    return head == BITM_HEAD_MASKED_LM || head == BITM_HEAD_MASKED_LM_NEXT_SENTENCE;
+}
+
+static size_t general_shared_bytes(uint32_t max_length)
+{
+    return 4 * sizeof(float) + (size_t)max_length * (sizeof(float) + sizeof(int16_t));
+}
+
+bool attention_shape(const bitm_device_model *model, uint32_t max_length, uint32_t n_blocks,
+                     AttentionShape *shape)
+{
+    static const AttentionShape shapes[] = {
+        {64, 64, 0}, {32, 64, 0}, {16, 64, 0}, {16, 16, 0}, {4, 16, 0}};
+    enum { FEW_BLOCKS = 256 };
+    uint32_t head_size = model->network.config->head_size;
+    bool found = false;
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        AttentionShape s = shapes[i];
+        s.shared_bytes = attention_shared_bytes(head_size, s.n_queries, s.n_keys, max_length);
+        if (s.shared_bytes > model->shared_bytes) continue;
+        *shape = s;
+        found = true;
+        /* Smaller blocks where there would be too few of them. */
+        if (n_blocks == 0 || n_blocks * 64 / s.n_queries >= FEW_BLOCKS || s.n_queries <= 16) break;
+    }
+    return found && general_shared_bytes(max_length) <= model->shared_bytes;
+}
+
+/* Four arrays of tokens, and where sequences begin: padded, as many as tokens at most and an eighth
+ * more. */
+size_t token_words(const bitm_device_limits &limits)
+{
+    size_t tokens = (size_t)ceil_div(limits.max_tokens, TOKEN_BLOCK) * TOKEN_BLOCK;
+    return tokens * 4 + tokens + tokens / 8 + TOKEN_BLOCK;
+}
+
+size_t input_bytes(const bitm_device_limits &limits)
+{
+    uint32_t rows = limits.max_rows > limits.max_tokens ? limits.max_rows : limits.max_tokens;
+    return (token_words(limits) + rows + TOKEN_BLOCK + MAX_TARGETS) * sizeof(uint32_t);
+}
+
+size_t result_bytes(const bitm_device_model *model, const bitm_device_limits &limits)
+{
+    const bitm_file_config *config = model->network.config;
+    size_t hidden = (size_t)limits.max_tokens * config->hidden_size * sizeof(float);
+    size_t wide = is_masked_lm(model) ? config->vocab_size : config->n_labels;
+    size_t logits = limits.max_rows * wide * sizeof(float);
+    size_t best = limits.max_rows * (size_t)MAX_TOP_K * sizeof(Prediction);
+    size_t most = hidden > logits ? hidden : logits;
+    return is_masked_lm(model) && best > most ? best : most;
+}
+
+template <typename Kernel>
+static bitm_status allow_shared(Kernel kernel, const bitm_device_model *model, bitm_error *err)
+{
+    BITM_CUDA_TRY(cudaFuncSetAttribute((const void *)kernel,
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       (int)model->shared_bytes),
+                  "preparing a kernel", err);
+    return BITM_OK;
+}
+
+#define BITM_TRY_STATUS(call)                                                                      \
+    do {                                                                                           \
+        bitm_status try_status_ = (call);                                                          \
+        if (try_status_ != BITM_OK) return try_status_;                                            \
+    } while (0)
+
+static __global__ void fill_kernel(float *x, float value, size_t n)
+{
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) x[i] = value;
+}
+
+/* ---- Linears ---- */
+
+/* The inputs that are in the buffers, and what they were made for. */
+struct Inputs {
+    const Branch *made_for; /* NULL: none */
+    bitm_input_form form;
+    const float *floats;
+    TokenFacts facts;
+    uint32_t n_pieces;
+    size_t plane_stride;
+};
+
+/* What runs on the tokens of a batch, or on the rows of a head, each alone. */
+struct Work {
+    bitm_device_session *session;
+    uint32_t n_tokens; /* a multiple of TOKEN_BLOCK */
+    const Batch *batch; /* NULL: every token alone */
+};
+
+static bool is_same(const Branch *a, const Branch *b)
+{
+    return a->host->quantizer == b->host->quantizer && a->shift == b->shift &&
+           a->rms_gain == b->rms_gain && a->column_scale == b->column_scale &&
+           a->column_offset == b->column_offset &&
+           (a->row_offset != NULL) == (b->row_offset != NULL);
+}
+
+static uint32_t token_blocks(uint32_t n_tokens)
+{
+    return ceil_div(n_tokens, TOKENS_A_BLOCK);
+}
+
+static void weighted_sum(const Work &w, const Branch *branch, const float *x, uint32_t n)
+{
+    const float *weights =
+        branch->column_offset != NULL ? branch->column_offset : w.session->model->ones;
+    BITM_LAUNCH(weighted_sum_kernel, token_blocks(w.n_tokens), TOKEN_THREADS, 0, w.session->stream,
+                x, weights, w.n_tokens, n, w.session->buffers.sum);
+}
+
+static void find_extremes(const Work &w, Encoding *e)
+{
+    if (e->quantizer.scope != SCOPE_SEQUENCE) return;
+    if (w.batch == NULL) {
+        e->quantizer.scope = SCOPE_TOKEN;
+        return;
+    }
+    float *extremes = w.session->buffers.extremes;
+    BITM_LAUNCH(extremes_kernel, ceil_div(w.n_tokens, WARPS_A_BLOCK), QUANTIZE_THREADS, 0,
+                w.session->stream, *e, extremes);
+    BITM_LAUNCH(join_extremes_kernel, w.batch->n_sequences, WARP, 0, w.session->stream,
+                w.batch->first, extremes);
+    e->extremes = extremes;
+}
+
+/* See bitm_inputs_make of inputs.c. */
+static void make_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n,
+                        Inputs *inputs)
+{
+    const Buffers &b = w.session->buffers;
+    cudaStream_t stream = w.session->stream;
+    bitm_input_form form =
+        bitm_inputs_form((bitm_activations)w.session->limits.activations, branch->host);
+    if (inputs->made_for != NULL && inputs->form == form && is_same(inputs->made_for, branch))
+        return;
+    bool quantized = branch->host->quantizer != NULL;
+    *inputs = Inputs();
+    inputs->made_for = branch;
+    inputs->form = form;
+    inputs->facts.step = b.step;
+    inputs->facts.sum = b.sum;
+    inputs->facts.base = b.base;
+    inputs->facts.code_sum = b.code_sum;
+    if (branch->rms_gain != NULL) {
+        RmsNorm norm = {x, branch->rms_gain, w.session->model->network.config->rms_norm_eps,
+                        w.n_tokens, n, b.floats};
+        BITM_LAUNCH(rms_norm_kernel, token_blocks(w.n_tokens), TOKEN_THREADS, 0, stream, norm);
+        x = b.floats;
+    }
+    bool by_columns = branch->column_scale != NULL || branch->column_offset != NULL;
+    bool sums_floats = branch->row_offset != NULL && (form == BITM_INPUT_FLOAT || by_columns);
+    if (sums_floats && !quantized) weighted_sum(w, branch, x, n);
+    if (branch->column_scale != NULL) {
+        BITM_LAUNCH(scale_columns_kernel, (uint32_t)(((size_t)w.n_tokens * n + 255) / 256), 256, 0,
+                    stream, x, branch->column_scale, w.n_tokens, n, b.floats);
+        x = b.floats;
+    }
+    if (quantized || form != BITM_INPUT_FLOAT) {
+        Encoding e = {};
+        e.x = x;
+        e.shift = branch->shift;
+        e.n_tokens = w.n_tokens;
+        e.n = n;
+        e.quantizer = branch->quantizer;
+        e.form = (uint32_t)form;
+        const int32_t *weights;
+        if (quantized) e.n_planes = bitm_quantizer_planes(branch->host->quantizer, &weights);
+        bool bytes = form == BITM_INPUT_I8 || form == BITM_INPUT_I16;
+        e.n_pieces = inputs->n_pieces = bytes ? pieces_of_bytes(n) : pieces_of_bits(n);
+        e.plane_stride = inputs->plane_stride = (size_t)w.n_tokens * e.n_pieces;
+        e.planes = b.planes;
+        e.floats = b.floats;
+        e.step = b.step;
+        e.base = b.base;
+        e.sum = !quantized && by_columns ? NULL : b.sum;
+        e.code_sum = b.code_sum;
+        e.n_nonzero = b.n_nonzero;
+        find_extremes(w, &e);
+        BITM_LAUNCH(encode_kernel, ceil_div(w.n_tokens, WARPS_A_BLOCK), QUANTIZE_THREADS, 0, stream,
+                    e);
+    }
+    if (form != BITM_INPUT_FLOAT) return;
+    if (quantized) x = b.floats;
+    if (sums_floats && quantized) weighted_sum(w, branch, x, n);
+    inputs->floats = x;
+    inputs->facts.step = b.ones;
+}
+
+/* Planes of an input form: which, and what a bit or a byte of it counts. */
+struct InputPlane {
+    uint32_t plane;
+    int32_t weight;
+    uint32_t is_signed;
+};
+
+static uint32_t input_planes(const Branch *branch, bitm_input_form form, InputPlane planes[])
+{
+    if (form == BITM_INPUT_I8) {
+        planes[0] = InputPlane{0, 1, 1};
+        return 1;
+    }
+    if (form == BITM_INPUT_I16) { /* plane 0: the low bytes */
+        planes[0] = InputPlane{1, 256, 1};
+        planes[1] = InputPlane{0, 1, 0};
+        return 2;
+    }
+    if (form == BITM_INPUT_SIGN) { /* 2 * positive - nonzero */
+        planes[0] = InputPlane{0, 2, 0};
+        planes[1] = InputPlane{1, -1, 0};
+        return 2;
+    }
+    const int32_t *weights;
+    uint32_t n = bitm_quantizer_planes(branch->host->quantizer, &weights);
+    for (uint32_t i = 0; i < n; i++)
+        planes[i] = InputPlane{n - 1 - i, weights[n - 1 - i], 0};
+    return n;
+}
+
+/* The terms of a product, highest first: weight planes times input planes.  Every ratio of two
+ * neighbours is a whole number. */
+static void set_terms(const Branch *branch, bitm_input_form form, Product *p)
+{
+    InputPlane planes[MAX_PLANES];
+    uint32_t n = input_planes(branch, form, planes);
+    int32_t values[MAX_TERMS + 1];
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t w = 0; w < branch->n_planes; w++) {
+            values[p->n_terms] = planes[i].weight * (w == 0 ? 2 : -1);
+            p->terms[p->n_terms++] = Term{w, planes[i].plane, 0, planes[i].is_signed};
+        }
+    }
+    values[p->n_terms] = 1;
+    for (uint32_t i = 0; i < p->n_terms; i++)
+        p->terms[i].multiplier = values[i] / values[i + 1];
+    p->subtract_code_sum = branch->n_planes == 1;
+}
+
+/* The kernel of a product, by what the device has. */
+template <int KIND> static void launch_product(const Product &p, bool bytes, bool wgmma, cudaStream_t stream)
+{
+    dim3 grid(ceil_div(p.n_outputs, GEMM_OUTPUTS), ceil_div(p.n_tokens, GEMM_TOKENS));
+    dim3 wide(ceil_div(p.n_outputs, WGMMA_OUTPUTS), ceil_div(p.n_tokens, WGMMA_TOKENS));
+    uint32_t pieces = wgmma_pieces(p.n_input_pieces), shared = wgmma_shared_bytes(pieces);
+    if (!wgmma && bytes)
+        BITM_LAUNCH((gemm_kernel<true, KIND>), grid, GEMM_THREADS, 0, stream, p);
+    else if (!wgmma)
+        BITM_LAUNCH((gemm_kernel<false, KIND>), grid, GEMM_THREADS, 0, stream, p);
+    else if (bytes)
+        BITM_LAUNCH(gemm_wgmma_bytes_kernel<KIND>, wide, WGMMA_THREADS, BYTES_SHARED_BYTES, stream,
+                    p);
+    else if (pieces == 6)
+        BITM_LAUNCH((gemm_wgmma_kernel<6, KIND>), wide, WGMMA_THREADS, shared, stream, p);
+    else if (pieces == 4)
+        BITM_LAUNCH((gemm_wgmma_kernel<4, KIND>), wide, WGMMA_THREADS, shared, stream, p);
+    else
+        BITM_LAUNCH((gemm_wgmma_kernel<2, KIND>), wide, WGMMA_THREADS, shared, stream, p);
+}
+
+template <int KIND> static bitm_status allow_products(const bitm_device_model *model, bitm_error *err)
+{
+    BITM_TRY_STATUS(allow_shared(gemm_wgmma_kernel<6, KIND>, model, err));
+    BITM_TRY_STATUS(allow_shared(gemm_wgmma_kernel<4, KIND>, model, err));
+    return allow_shared(gemm_wgmma_bytes_kernel<KIND>, model, err);
+}
+
+static void run_product(const Work &w, const Branch *branch, const Inputs &inputs, uint32_t columns,
+                        const Epilogue &epilogue)
+{
+    cudaStream_t stream = w.session->stream;
+    uint32_t rows = branch->weight.rows;
+    if (inputs.form == BITM_INPUT_FLOAT) {
+        FloatProduct p = {branch->weight, inputs.floats, w.n_tokens, epilogue};
+        dim3 grid(ceil_div(rows, FLOAT_OUTPUTS), ceil_div(w.n_tokens, FLOAT_TOKENS));
+        BITM_LAUNCH(gemm_float_kernel, grid, FLOAT_THREADS, 0, stream, p);
+        return;
+    }
+    Product p = {};
+    p.weights = branch->planes;
+    p.weight_stride = (size_t)ceil_div(rows, ROW_BLOCK) * ROW_BLOCK * branch->n_pieces;
+    p.inputs = w.session->buffers.planes;
+    p.input_stride = inputs.plane_stride;
+    p.n_tokens = w.n_tokens;
+    p.n_outputs = rows;
+    p.n_weight_pieces = branch->n_pieces;
+    p.n_input_pieces = inputs.n_pieces;
+    p.epilogue = epilogue;
+    set_terms(branch, inputs.form, &p);
+    if (inputs.form == BITM_INPUT_SIGN && branch->n_planes == 1) {
+        p.n_nonzero = w.session->buffers.n_nonzero;
+        p.row_ones = branch->row_ones;
+        p.n_columns = columns;
+    }
+    bool bytes = inputs.form == BITM_INPUT_I8 || inputs.form == BITM_INPUT_I16;
+    bool wgmma = w.session->model->has_wgmma != 0;
+    bool plain = epilogue.row_offset == NULL && epilogue.row_base == NULL && !epilogue.accumulate;
+    if (plain && epilogue.activation == 0)
+        launch_product<EPILOGUE_PLAIN>(p, bytes, wgmma, stream);
+    else if (plain && epilogue.activation == BITM_ACTIVATION_GELU)
+        launch_product<EPILOGUE_GELU>(p, bytes, wgmma, stream);
+    else
+        launch_product<EPILOGUE_ANY>(p, bytes, wgmma, stream);
+}
+
+/* outputs = activation(linear(x)); *inputs may be those of a linear of the same x. */
+static void run_linear(const Work &w, const Linear &linear, const float *x, uint32_t activation,
+                       float *outputs, Inputs *inputs)
+{
+    for (uint32_t i = 0; i < linear.n_branches; i++) {
+        const Branch *branch = &linear.branches[i];
+        make_inputs(w, branch, x, linear.columns, inputs);
+        Epilogue e = {};
+        e.row_scale = branch->row_scale;
+        e.row_offset = branch->row_offset;
+        /* A base only where codes are multiplied: floats have it in them. */
+        e.row_base = inputs->form != BITM_INPUT_FLOAT ? branch->row_base : NULL;
+        e.bias = branch->bias;
+        e.tokens = inputs->facts;
+        e.outputs = outputs;
+        e.stride = linear.rows;
+        e.accumulate = i > 0;
+        e.activation = i + 1 == linear.n_branches ? activation : 0;
+        run_product(w, branch, *inputs, linear.columns, e);
+    }
+}
+
+static void linear(const Work &w, const Linear &linear, const float *x, uint32_t activation,
+                   float *outputs)
+{
+    Inputs inputs = {};
+    run_linear(w, linear, x, activation, outputs, &inputs);
+}
+
+static void add_norm(const Work &w, const float *x, const float *residual, const NormWeights &norm,
+                     float eps, uint32_t n, float *y)
+{
+    Norm a = {x, residual, norm.gain, norm.bias, eps, w.n_tokens, n, y};
+    cudaStream_t stream = w.session->stream;
+    uint32_t blocks = token_blocks(w.n_tokens);
+    if (n == 768)
+        BITM_LAUNCH(add_norm_registers_kernel<48>, blocks, TOKEN_THREADS, 0, stream, a);
+    else if (n == 512)
+        BITM_LAUNCH(add_norm_registers_kernel<32>, blocks, TOKEN_THREADS, 0, stream, a);
+    else if (n == 1024)
+        BITM_LAUNCH(add_norm_registers_kernel<64>, blocks, TOKEN_THREADS, 0, stream, a);
+    else
+        BITM_LAUNCH(add_norm_kernel, blocks, TOKEN_THREADS, 0, stream, a);
+}
+
+/* ---- Attention ---- */
+
+static void plain_attention(const Work &w)
+{
+    const bitm_device_model *model = w.session->model;
+    const bitm_file_config *config = model->network.config;
+    const Buffers &b = w.session->buffers;
+    const Batch &batch = *w.batch;
+    uint32_t n_blocks =
+        ceil_div(batch.max_length, 64) * config->n_heads * batch.n_sequences;
+    AttentionShape shape = {};
+    (void)attention_shape(model, batch.max_length, n_blocks, &shape);
+    Attention a = {};
+    a.query = b.query;
+    a.key = b.key;
+    a.value = b.value;
+    a.context = b.context;
+    a.stride = model->network.attention_size;
+    a.head_size = config->head_size;
+    a.score_scale = config->score_scale;
+    a.first = batch.first;
+    a.n_queries = shape.n_queries;
+    a.n_keys = shape.n_keys;
+    a.score_stride = score_stride(batch.max_length, shape.n_keys);
+    dim3 grid(ceil_div(batch.max_length, shape.n_queries), config->n_heads, batch.n_sequences);
+    if (ceil_div(config->head_size, LANES) == 4)
+        BITM_LAUNCH(attention_kernel<4>, grid, ATTENTION_THREADS, shape.shared_bytes,
+                    w.session->stream, a);
+    else
+        BITM_LAUNCH(attention_kernel<0>, grid, ATTENTION_THREADS, shape.shared_bytes,
+                    w.session->stream, a);
+}
+
+static void quantize_operand(const Work &w, const Quantizer &quantizer, int operand, float *x)
+{
+    if (quantizer.kind == KIND_NONE) return;
+    const Buffers &b = w.session->buffers;
+    Encoding e = {};
+    e.x = x;
+    e.n_tokens = w.n_tokens;
+    e.n = w.session->model->network.attention_size;
+    e.quantizer = quantizer;
+    e.step = b.operand_step[operand];
+    e.base = b.operand_base[operand];
+    find_extremes(w, &e);
+    BITM_LAUNCH(encode_operand_kernel, ceil_div(w.n_tokens, WARPS_A_BLOCK), QUANTIZE_THREADS, 0,
+                w.session->stream, e, b.codes[operand], x);
+}
+
+static void float_terms(const Work &w, const Layer &layer, const float *x)
+{
+    const Buffers &b = w.session->buffers;
+    if (w.session->model->network.config->score_rank > 0) {
+        linear(w, layer.query_p, x, 0, b.low_rank[0]);
+        linear(w, layer.query_m, x, 0, b.low_rank[1]);
+        linear(w, layer.key_p, x, 0, b.low_rank[2]);
+        linear(w, layer.key_m, x, 0, b.low_rank[3]);
+    }
+    if (w.session->model->network.config->value_term) linear(w, layer.value_term, x, 0, b.value_term);
+}
+
+static void general_attention(const Work &w, const Layer &layer, const float *x)
+{
+    const bitm_device_model *model = w.session->model;
+    const bitm_file_config *config = model->network.config;
+    const Buffers &b = w.session->buffers;
+    const Batch &batch = *w.batch;
+    cudaStream_t stream = w.session->stream;
+    quantize_operand(w, layer.quantize_query, QUERY, b.query);
+    quantize_operand(w, layer.quantize_key, KEY, b.key);
+    quantize_operand(w, layer.quantize_value, VALUE, b.value);
+    float_terms(w, layer, x);
+    GeneralAttention a = {};
+    a.query = b.query;
+    a.key = b.key;
+    a.value = b.value;
+    a.query_codes = b.codes[QUERY];
+    a.key_codes = b.codes[KEY];
+    a.value_codes = b.codes[VALUE];
+    a.query_step = b.operand_step[QUERY];
+    a.key_step = b.operand_step[KEY];
+    a.value_step = b.operand_step[VALUE];
+    a.value_base = b.operand_base[VALUE];
+    for (int i = 0; i < LOW_RANK_TERMS; i++)
+        a.low_rank[i] = b.low_rank[i];
+    a.value_term = config->value_term ? b.value_term : NULL;
+    a.context = b.context;
+    a.stride = model->network.attention_size;
+    a.n_heads = config->n_heads;
+    a.head_size = config->head_size;
+    a.rank = config->score_rank;
+    a.score_scale = config->score_scale;
+    a.softmax = config->attention_normalizer == BITM_NORMALIZER_SOFTMAX;
+    a.integer_scores =
+        layer.quantize_query.kind != KIND_NONE && layer.quantize_key.kind != KIND_NONE;
+    a.integer_context = layer.quantize_probabilities.kind != KIND_NONE &&
+                        layer.quantize_value.kind != KIND_NONE &&
+                        layer.quantize_value.scope != SCOPE_TOKEN;
+    a.probabilities = layer.quantize_probabilities;
+    a.minimum_counts_zero = config->flags & BITM_FLAG_PROBABILITY_MIN_ZERO;
+    a.first = batch.first;
+    a.sequence_of = batch.sequence_of;
+    a.extremes = b.probability_extremes;
+    dim3 grid(batch.n_tokens, config->n_heads);
+    size_t shared = general_shared_bytes(batch.max_length);
+    if (a.probabilities.kind != KIND_NONE && a.probabilities.scope != SCOPE_STATIC) {
+        BITM_LAUNCH(probability_extremes_kernel, grid, GENERAL_THREADS, shared, stream, a);
+        BITM_LAUNCH(join_probability_extremes_kernel, batch.n_sequences, WARP, 0, stream, a);
+    }
+    BITM_LAUNCH(general_attention_kernel, grid, GENERAL_THREADS, shared, stream, a);
+}
+
+bitm_status prepare_forward(bitm_device_session *session, bitm_error *err)
+{
+    const bitm_device_model *model = session->model;
+    BITM_TRY_STATUS(allow_products<EPILOGUE_PLAIN>(model, err));
+    BITM_TRY_STATUS(allow_products<EPILOGUE_GELU>(model, err));
+    BITM_TRY_STATUS(allow_products<EPILOGUE_ANY>(model, err));
+    BITM_TRY_STATUS(allow_shared(attention_kernel<4>, model, err));
+    BITM_TRY_STATUS(allow_shared(attention_kernel<0>, model, err));
+    BITM_TRY_STATUS(allow_shared(general_attention_kernel, model, err));
+    BITM_TRY_STATUS(allow_shared(probability_extremes_kernel, model, err));
+    uint32_t n = ceil_div(session->limits.max_tokens, TOKEN_BLOCK) * TOKEN_BLOCK;
+    uint32_t rows = ceil_div(session->limits.max_rows, TOKEN_BLOCK) * TOKEN_BLOCK;
+    n = n > rows ? n : rows;
+    BITM_LAUNCH(fill_kernel, ceil_div(n, 256), 256, 0, session->stream, session->buffers.ones, 1.0F,
+                n);
+    BITM_CUDA_TRY(cudaGetLastError(), "preparing a session", err);
+    return BITM_OK;
+}
+
+/* ---- The encoder ---- */
+
+static void run_layer(const Work &w, const Layer &layer)
+{
+    const bitm_file_config *config = w.session->model->network.config;
+    const Buffers &b = w.session->buffers;
+    float *x = b.hidden;
+    Inputs inputs = {};
+    run_linear(w, layer.query, x, 0, b.query, &inputs);
+    run_linear(w, layer.key, x, 0, b.key, &inputs);
+    run_linear(w, layer.value, x, 0, b.value, &inputs);
+    if (is_plain(w.session->model, layer))
+        plain_attention(w);
+    else
+        general_attention(w, layer, x);
+    linear(w, layer.attention_output, b.context, 0, b.output);
+    add_norm(w, b.output, x, layer.attention_norm, config->layer_norm_eps, config->hidden_size, x);
+    linear(w, layer.intermediate, x, config->hidden_activation, b.intermediate);
+    linear(w, layer.output, b.intermediate, 0, b.output);
+    add_norm(w, b.output, x, layer.output_norm, config->layer_norm_eps, config->hidden_size, x);
+}
+
+bitm_status forward(bitm_device_session *session, uint32_t n_layers, bitm_error *err)
+{
+    const bitm_device_model *model = session->model;
+    const Batch &batch = session->batch;
+    Embedding e = {};
+    e.word = model->word;
+    e.second = model->word_second;
+    e.token_type = model->token_type;
+    e.position = model->position;
+    e.ids = batch.ids;
+    e.types = batch.types;
+    e.positions = batch.positions;
+    e.gain = model->embedding_norm.gain;
+    e.bias = model->embedding_norm.bias;
+    e.eps = model->network.config->layer_norm_eps;
+    e.n_tokens = batch.n_tokens;
+    e.n = model->network.config->hidden_size;
+    e.y = session->buffers.hidden;
+    BITM_LAUNCH(embed_kernel, token_blocks(batch.n_tokens), TOKEN_THREADS, 0, session->stream, e);
+    Work w = {session, batch.n_tokens, &batch};
+    for (uint32_t n = 0; n < n_layers; n++)
+        run_layer(w, model->layers[n]);
+    BITM_CUDA_TRY(cudaGetLastError(), "starting the encoder on the device", err);
+    return BITM_OK;
+}
+
+/* ---- Heads ---- */
+
+static void gather(const Work &w, const Rows &rows, float *y)
+{
+    uint32_t n = w.session->model->network.config->hidden_size;
+    BITM_LAUNCH(gather_kernel, (uint32_t)(((size_t)rows.n_padded * n + 255) / 256), 256, 0,
+                w.session->stream, w.session->buffers.hidden, rows.tokens, rows.n_padded, n, y);
+}
+
+/* logits = decoder(norm(activation(transform(x)))) */
+static void masked_lm(const Work &w, const Rows &rows)
+{
+    const bitm_device_model *model = w.session->model;
+    const bitm_file_config *config = model->network.config;
+    const Buffers &b = w.session->buffers;
+    gather(w, rows, b.head_input);
+    linear(w, model->mlm_transform, b.head_input, config->head_activation, b.head_output);
+    add_norm(w, b.head_output, NULL, model->mlm_norm, config->head_norm_eps, config->hidden_size,
+             b.head_input);
+    linear(w, model->mlm_decoder, b.head_input, 0, b.logits);
+}
+
+static void classify(const Work &w, const Rows &rows)
+{
+    const bitm_device_model *model = w.session->model;
+    const bitm_file_config *config = model->network.config;
+    const Buffers &b = w.session->buffers;
+    bool skips = config->pooler == BITM_POOLER_NORM_SKIP;
+    size_t n = (size_t)w.n_tokens * config->hidden_size;
+    gather(w, rows, b.head_input);
+    linear(w, model->pooler, b.head_input, 0, b.head_output);
+    if (skips)
+        add_norm(w, b.head_output, NULL, model->pooler_norm, config->pooler_norm_eps,
+                 config->hidden_size, b.head_output);
+    BITM_LAUNCH(tanh_kernel, (uint32_t)((n + 255) / 256), 256, 0, w.session->stream, b.head_output,
+                skips ? b.head_input : NULL, n);
+    linear(w, model->classifier, b.head_output, 0, b.logits);
+}
+
+bitm_status run_head(bitm_device_session *session, bitm_device_task task, const Rows &rows,
+                     const void **made, size_t *n_bytes, bitm_error *err)
+{
+    const bitm_file_config *config = session->model->network.config;
+    const Buffers &b = session->buffers;
+    Work w = {session, rows.n_padded, NULL};
+    *made = b.logits;
+    *n_bytes = (size_t)rows.n * config->n_labels * sizeof(float);
+    switch (task) {
+    case BITM_DEVICE_HIDDEN:
+        gather(w, rows, b.output);
+        *made = b.output;
+        *n_bytes = (size_t)rows.n * config->hidden_size * sizeof(float);
+        break;
+    case BITM_DEVICE_MASKED_LM:
+        masked_lm(w, rows);
+        *n_bytes = (size_t)rows.n * config->vocab_size * sizeof(float);
+        break;
+    case BITM_DEVICE_TOP_K: {
+        masked_lm(w, rows);
+        TopK k = {b.logits, config->vocab_size, rows.targets, rows.n_candidates, rows.top_k, b.best};
+        BITM_LAUNCH(top_k_kernel, rows.n, TOP_K_THREADS, 0, session->stream, k);
+        *made = b.best;
+        *n_bytes = (size_t)rows.n * rows.top_k * sizeof(Prediction);
+        break;
+    }
+    case BITM_DEVICE_CLASSIFY:
+        classify(w, rows);
+        break;
+    case BITM_DEVICE_TOKENS:
+        gather(w, rows, b.head_input);
+        linear(w, session->model->classifier, b.head_input, 0, b.logits);
+        break;
+    }
+    BITM_CUDA_TRY(cudaGetLastError(), "starting a head on the device", err);
+    return BITM_OK;
+}
+
+} // namespace bitm

@@ -1,0 +1,217 @@
+/* Products of bits on Hopper: wgmma m64n128k256 and.popc, 7.7e15 multiply-adds a second on an H100.
+ *
+ * A block of two warpgroups computes 128 tokens x 128 outputs.  Operands come through a ring of
+ * stages of 256 to 768 columns, filled with cp.async: tiles as they lie in memory are what wgmma reads
+ * (no swizzle: a tile of 8 rows x 16 bytes is 128 consecutive bytes).  Blocks are small enough for
+ * two or three to share a multiprocessor, so that one's epilogue hides behind another's products. */
+#ifndef BITM_CUDA_GEMM_WGMMA_CUH
+#define BITM_CUDA_GEMM_WGMMA_CUH
+
+#include "operands.cuh"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define BITM_HAS_WGMMA 1
+#else
+#define BITM_HAS_WGMMA 0
+#endif
+
+namespace bitm {
+
+enum {
+    WGMMA_THREADS = 256,
+    WGMMA_TOKENS = 128,
+    WGMMA_OUTPUTS = 128,
+    WGMMA_STAGES = 4,
+};
+
+/* A stage of so many pieces of every row: 6, 4 or 2, the most that divides all. */
+static __host__ __device__ constexpr uint32_t wgmma_stage_bytes(uint32_t pieces)
+{
+    return (WGMMA_TOKENS + WGMMA_OUTPUTS) * pieces * PIECE_BYTES;
+}
+
+static __host__ __device__ constexpr uint32_t wgmma_shared_bytes(uint32_t pieces)
+{
+    return WGMMA_STAGES * wgmma_stage_bytes(pieces);
+}
+
+static __host__ __device__ constexpr uint32_t wgmma_pieces(uint32_t n_pieces)
+{
+    return n_pieces % 6 == 0 ? 6 : n_pieces % 4 == 0 ? 4 : 2;
+}
+
+#if BITM_HAS_WGMMA
+
+/* The shared memory matrix descriptor of tiles: their 8 rows are 128 bytes, the next 16 bytes of a row
+ * are 128 bytes on (leading offset), the next 8 rows a stage's pieces of them (stride offset). */
+static __device__ inline uint64_t tile_descriptor(const void *tiles, uint32_t pieces)
+{
+    uint32_t address = (uint32_t)__cvta_generic_to_shared(tiles);
+    uint64_t leading = 128 / 16, stride = pieces * 128 / 16;
+    return (uint64_t)((address & 0x3FFFF) >> 4) | leading << 16 | stride << 32;
+}
+
+static __device__ inline void wgmma_fence()
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+static __device__ inline void wgmma_commit()
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+template <int N> static __device__ inline void wgmma_wait()
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+#define BITM_D8(i)                                                                                 \
+    "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]),    \
+        "+r"(d[i + 6]), "+r"(d[i + 7])
+
+/* d [64 tokens, 128 outputs] += a AND b over 256 columns. */
+static __device__ inline void wgmma_bits(int32_t d[64], uint64_t a, uint64_t b)
+{
+    asm volatile("{wgmma.mma_async.sync.aligned.m64n128k256.s32.b1.b1.and.popc "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+                 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+                 "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+                 "%64, %65, 1;}"
+                 : BITM_D8(0), BITM_D8(8), BITM_D8(16), BITM_D8(24), BITM_D8(32), BITM_D8(40),
+                   BITM_D8(48), BITM_D8(56)
+                 : "l"(a), "l"(b));
+}
+
+static __device__ inline void copy_async(void *to, const void *from)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(to)),
+                 "l"(from)
+                 : "memory");
+}
+
+/* PIECES pieces, from number `first` on, of 128 rows. */
+template <int PIECES>
+static __device__ inline void copy_rows(const uint4 *from, uint32_t row, uint32_t n_pieces,
+                                        uint32_t first, uint4 *to)
+{
+#pragma unroll
+    for (uint32_t i = threadIdx.x; i < 128 * PIECES; i += WGMMA_THREADS) {
+        uint32_t r = i % TILE_ROWS, piece = i / TILE_ROWS % PIECES;
+        uint32_t tile = i / TILE_ROWS / PIECES;
+        copy_async(to + i,
+                   from + piece_place(row + tile * TILE_ROWS + r, first + piece, n_pieces));
+    }
+}
+
+/* Starts to copy a stage; they count through all of a term, then those of the next. */
+template <int PIECES>
+static __device__ inline void fetch_stage(const Product &p, uint32_t number, uint32_t token,
+                                          uint32_t output, uint4 *shared)
+{
+    uint32_t n_stages = p.n_input_pieces / PIECES, first = number % n_stages * PIECES;
+    const Term &term = p.terms[number / n_stages];
+    uint4 *to = shared + number % WGMMA_STAGES * (wgmma_stage_bytes(PIECES) / PIECE_BYTES);
+    copy_rows<PIECES>(p.inputs + term.input_plane * p.input_stride, token, p.n_input_pieces, first,
+                      to);
+    copy_rows<PIECES>(p.weights + term.weight_plane * p.weight_stride, output, p.n_weight_pieces,
+                      first, to + WGMMA_TOKENS * PIECES);
+}
+
+/* acc = the sum over n_terms; this thread's part as wgmma has it. */
+template <int PIECES>
+static __device__ inline void multiply_stages(const Product &p, uint32_t n_terms, uint32_t token,
+                                              uint32_t output, uint4 *shared, int32_t acc[64])
+{
+    uint32_t n_stages = p.n_input_pieces / PIECES, n_all = n_stages * n_terms, s = 0;
+    for (; s < WGMMA_STAGES - 1; s++) {
+        if (s < n_all) fetch_stage<PIECES>(p, s, token, output, shared);
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    }
+    s = 0;
+    for (uint32_t term = 0; term < n_terms; term++) {
+        for (uint32_t k = 0; k < n_stages; k++, s++) {
+            asm volatile("cp.async.wait_group %0;" ::"n"(WGMMA_STAGES - 2) : "memory");
+            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            __syncthreads();
+            const uint4 *inputs =
+                shared + s % WGMMA_STAGES * (wgmma_stage_bytes(PIECES) / PIECE_BYTES);
+            const uint4 *weights = inputs + WGMMA_TOKENS * PIECES;
+            inputs += threadIdx.x / 128 * 64 * PIECES;
+            wgmma_fence();
+#pragma unroll
+            for (int piece = 0; piece < PIECES; piece += 2)
+                wgmma_bits(acc, tile_descriptor(inputs + piece * TILE_ROWS, PIECES),
+                           tile_descriptor(weights + piece * TILE_ROWS, PIECES));
+            wgmma_commit();
+            if (s + WGMMA_STAGES - 1 < n_all)
+                fetch_stage<PIECES>(p, s + WGMMA_STAGES - 1, token, output, shared);
+            asm volatile("cp.async.commit_group;" ::: "memory");
+            wgmma_wait<0>();
+        }
+        uint32_t multiplier = (uint32_t)p.terms[term].multiplier;
+#pragma unroll
+        for (int i = 0; i < 64; i++)
+            acc[i] = (int32_t)((uint32_t)acc[i] * multiplier);
+    }
+}
+
+#endif
+
+/* What this machine's code has: 1 where gemm_wgmma_kernel is more than an empty one. */
+static __global__ void has_wgmma_kernel(uint32_t *has)
+{
+    *has = BITM_HAS_WGMMA;
+}
+
+/* Memory holds whole blocks of tokens and outputs; what lies in those past the last is ignored. */
+template <int PIECES, int KIND>
+static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_wgmma_kernel(Product p)
+{
+#if BITM_HAS_WGMMA
+    BITM_DYNAMIC_SHARED(shared);
+    uint32_t token = blockIdx.y * WGMMA_TOKENS, output = blockIdx.x * WGMMA_OUTPUTS;
+    int32_t acc[64];
+#pragma unroll
+    for (int i = 0; i < 64; i++)
+        acc[i] = 0;
+    /* The last term of signs counts nonzero inputs: with all of them nonzero that is the number of
+     * positive weights of the output, known in advance. */
+    uint32_t n_terms = p.n_terms;
+    bool dense = false;
+    if (p.n_nonzero != NULL) {
+        uint32_t t = token + threadIdx.x;
+        bool full = threadIdx.x >= WGMMA_TOKENS || t >= p.n_tokens || p.n_nonzero[t] == p.n_columns;
+        dense = __syncthreads_and(full) != 0;
+        if (dense) n_terms--;
+    }
+    multiply_stages<PIECES>(p, n_terms, token, output, (uint4 *)shared, acc);
+    uint32_t column = output + threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint32_t t = token + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4 + half * 8;
+        if (t >= p.n_tokens) continue;
+        float step = p.epilogue.tokens.step[t];
+        int32_t code_sum = p.subtract_code_sum ? p.epilogue.tokens.code_sum[t] : 0;
+#pragma unroll
+        for (int j = 0; j < 16; j++) {
+            uint32_t o = column + j * 8;
+            int32_t first = acc[j * 4 + half * 2], second = acc[j * 4 + half * 2 + 1];
+            if (dense) { /* row_ones has room for whole blocks of outputs */
+                int32_t multiplier = p.terms[1].multiplier;
+                first = (first + (int32_t)p.row_ones[o]) * multiplier;
+                second = (second + (int32_t)p.row_ones[o + 1]) * multiplier;
+            }
+            store_pair<KIND>(p, t, o, first, second, step, code_sum);
+        }
+    }
+#else
+    (void)p;
+#endif
+}
+
+} // namespace bitm
+
+#endif

@@ -1,0 +1,168 @@
+/* Products of 1-bit weights and int8 codes on Hopper: wgmma m64n128k32.
+ *
+ * Weights are the left operand, which may come from registers: each thread expands the bits of its
+ * part to bytes of 0 and 1, so that a stage's weights take an eighth of the shared memory and of its
+ * bandwidth.  A block of two warpgroups computes 128 outputs x 128 tokens in stages of 128 columns. */
+#ifndef BITM_CUDA_GEMM_WGMMA_BYTES_CUH
+#define BITM_CUDA_GEMM_WGMMA_BYTES_CUH
+
+#include "gemm.cuh"
+#include "gemm_wgmma.cuh"
+
+namespace bitm {
+
+enum {
+    BYTES_STAGES = 4,
+    BYTES_PIECES = 8, /* of inputs in a stage; one of weights */
+    BYTES_STAGE_PIECES = WGMMA_TOKENS * BYTES_PIECES + WGMMA_OUTPUTS,
+    BYTES_SHARED_BYTES = BYTES_STAGES * BYTES_STAGE_PIECES * PIECE_BYTES,
+};
+
+#if BITM_HAS_WGMMA
+
+#define BITM_WGMMA_BYTES(types)                                                                    \
+    asm volatile("{wgmma.mma_async.sync.aligned.m64n128k32.s32." types " "                         \
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                         \
+                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"                \
+                 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"                \
+                 "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "              \
+                 "{%64, %65, %66, %67}, %68, 1;}"                                                  \
+                 : BITM_D8(0), BITM_D8(8), BITM_D8(16), BITM_D8(24), BITM_D8(32), BITM_D8(40),     \
+                   BITM_D8(48), BITM_D8(56)                                                        \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+
+/* d [64 outputs, 128 tokens] += weights of 0 and 1 x codes over 32 columns. */
+template <bool SIGNED>
+static __device__ inline void wgmma_bytes(int32_t d[64], const uint32_t a[4], uint64_t b)
+{
+    if (SIGNED)
+        BITM_WGMMA_BYTES("u8.s8");
+    else
+        BITM_WGMMA_BYTES("u8.u8");
+}
+
+/* Starts to copy a stage; the pieces of inputs past a row's end are zeros. */
+static __device__ inline void fetch_bytes_stage(const Product &p, uint32_t number, uint32_t token,
+                                                uint32_t output, uint4 *shared)
+{
+    uint32_t n_stages = ceil_div(p.n_input_pieces, BYTES_PIECES), stage = number % n_stages;
+    const Term &term = p.terms[number / n_stages];
+    const uint4 *inputs = p.inputs + term.input_plane * p.input_stride;
+    const uint4 *weights = p.weights + term.weight_plane * p.weight_stride;
+    uint4 *to = shared + number % BYTES_STAGES * BYTES_STAGE_PIECES;
+#pragma unroll
+    for (uint32_t i = threadIdx.x; i < WGMMA_TOKENS * BYTES_PIECES; i += WGMMA_THREADS) {
+        uint32_t r = i % TILE_ROWS, piece = stage * BYTES_PIECES + i / TILE_ROWS % BYTES_PIECES;
+        uint32_t row = token + i / TILE_ROWS / BYTES_PIECES * TILE_ROWS + r;
+        if (piece < p.n_input_pieces)
+            copy_async(to + i, inputs + piece_place(row, piece, p.n_input_pieces));
+        else
+            to[i] = make_uint4(0, 0, 0, 0);
+    }
+    to += WGMMA_TOKENS * BYTES_PIECES;
+    if (threadIdx.x < WGMMA_OUTPUTS)
+        copy_async(to + threadIdx.x,
+                   weights + piece_place(output + threadIdx.x, stage, p.n_weight_pieces));
+}
+
+template <bool SIGNED>
+static __device__ inline void multiply_bytes_stage(const uint4 *stage, int32_t acc[64])
+{
+    const uint4 *weights = stage + WGMMA_TOKENS * BYTES_PIECES + threadIdx.x / WARP * 16;
+    uint32_t shift = threadIdx.x % 4 * 4, row = threadIdx.x % WARP / 4;
+    uint4 bits[2] = {weights[row], weights[row + 8]};
+    const uint32_t words[2][4] = {{bits[0].x, bits[0].y, bits[0].z, bits[0].w},
+                                  {bits[1].x, bits[1].y, bits[1].z, bits[1].w}};
+    uint32_t a[4][4];
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+#pragma unroll
+        for (int r = 0; r < 4; r++)
+            a[k][r] = bytes_of_bits(words[r % 2][k] >> shift >> (r / 2 * 16));
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+        wgmma_bytes<SIGNED>(acc, a[k],
+                            tile_descriptor(stage + k * 2 * TILE_ROWS, BYTES_PIECES));
+    wgmma_commit();
+}
+
+template <bool SIGNED>
+static __device__ inline void multiply_bytes_term(const Product &p, uint32_t n_stages,
+                                                  uint32_t n_all, uint32_t token, uint32_t output,
+                                                  uint4 *shared, uint32_t *s, int32_t acc[64])
+{
+    for (uint32_t k = 0; k < n_stages; k++, ++*s) {
+        asm volatile("cp.async.wait_group %0;" ::"n"(BYTES_STAGES - 2) : "memory");
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        __syncthreads();
+        multiply_bytes_stage<SIGNED>(shared + *s % BYTES_STAGES * BYTES_STAGE_PIECES, acc);
+        if (*s + BYTES_STAGES - 1 < n_all)
+            fetch_bytes_stage(p, *s + BYTES_STAGES - 1, token, output, shared);
+        asm volatile("cp.async.commit_group;" ::: "memory");
+        wgmma_wait<0>();
+    }
+}
+
+#endif
+
+/* Memory holds whole blocks of tokens and outputs; what lies in those past the last is ignored. */
+template <int KIND>
+static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_wgmma_bytes_kernel(Product p)
+{
+#if BITM_HAS_WGMMA
+    BITM_DYNAMIC_SHARED(shared_bytes);
+    uint4 *shared = (uint4 *)shared_bytes;
+    uint32_t token = blockIdx.y * WGMMA_TOKENS, output = blockIdx.x * WGMMA_OUTPUTS;
+    uint32_t n_stages = ceil_div(p.n_input_pieces, BYTES_PIECES), n_all = n_stages * p.n_terms;
+    int32_t acc[64];
+#pragma unroll
+    for (int i = 0; i < 64; i++)
+        acc[i] = 0;
+    for (uint32_t s = 0; s < BYTES_STAGES - 1; s++) {
+        if (s < n_all) fetch_bytes_stage(p, s, token, output, shared);
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    }
+    uint32_t s = 0;
+    for (uint32_t t = 0; t < p.n_terms; t++) {
+        if (p.terms[t].is_signed)
+            multiply_bytes_term<true>(p, n_stages, n_all, token, output, shared, &s, acc);
+        else
+            multiply_bytes_term<false>(p, n_stages, n_all, token, output, shared, &s, acc);
+        uint32_t multiplier = (uint32_t)p.terms[t].multiplier;
+#pragma unroll
+        for (int i = 0; i < 64; i++)
+            acc[i] = (int32_t)((uint32_t)acc[i] * multiplier);
+    }
+    const Epilogue &e = p.epilogue;
+    uint32_t first_output = output + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+    uint32_t first_token = token + threadIdx.x % 4 * 2;
+    float scale[2], bias[2];
+    for (int half = 0; half < 2; half++) {
+        uint32_t o = first_output + half * 8;
+        scale[half] = o < p.n_outputs ? e.row_scale[o] : 0.0F;
+        bias[half] = o < p.n_outputs ? e.bias[o] : 0.0F;
+    }
+#pragma unroll
+    for (int i = 0; i < 32; i++) {
+        uint32_t t = first_token + i / 2 * 8 + i % 2;
+        if (t >= p.n_tokens) continue;
+        float step = e.tokens.step[t];
+        int32_t code_sum = p.subtract_code_sum ? e.tokens.code_sum[t] : 0;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            uint32_t o = first_output + half * 8;
+            float dot = (float)(acc[i / 2 * 4 + half * 2 + i % 2] - code_sum);
+            if (o < p.n_outputs)
+                e.outputs[t * e.stride + o] =
+                    finished<KIND>(e, t, o, dot, scale[half], bias[half], step);
+        }
+    }
+#else
+    (void)p;
+#endif
+}
+
+} // namespace bitm
+
+#endif

@@ -1,0 +1,266 @@
+/* A model on the device: a copy of the file and of what was bound to it, and the bits of its
+ * matrices once more in tiles. */
+#include <new>
+#include <stdio.h>
+#include <string.h>
+
+#include "gemm_wgmma.cuh"
+#include "host.h"
+
+namespace bitm {
+
+bitm_status fail(cudaError_t error, const char *what, bitm_error *err)
+{
+    (void)cudaGetLastError(); /* a failure that can be survived is over now */
+    bitm_status status = error == cudaErrorMemoryAllocation ? BITM_NO_MEMORY : BITM_DEVICE;
+    return bitm_fail(err, status, "%s: %s (%s)", what, cudaGetErrorString(error),
+                     cudaGetErrorName(error));
+}
+
+Quantizer quantizer_of(const bitm_file_quantizer *quantizer)
+{
+    Quantizer q = {};
+    if (quantizer == NULL) return q;
+    q.kind = quantizer->kind;
+    q.scope = quantizer->scope;
+    q.lo = (float)quantizer->lo;
+    q.hi = (float)quantizer->hi;
+    q.step = quantizer->step;
+    q.eps = quantizer->eps;
+    q.clips = quantizer->flags & BITM_QUANTIZER_CLIP;
+    q.clip_lo = quantizer->clip_lo;
+    q.clip_hi = quantizer->clip_hi;
+    return q;
+}
+
+static Matrix matrix_of(const bitm_device_model *model, const bitm_matrix &matrix)
+{
+    Matrix m = {};
+    const bitm_file_tensor *tensor = matrix.tensor;
+    if (tensor == NULL) return m;
+    m.data = on_device(model, (const uint8_t *)matrix.data);
+    m.scales = on_device(model, matrix.scales);
+    m.offsets = on_device(model, matrix.offsets);
+    m.dtype = tensor->dtype;
+    m.rows = tensor->rows;
+    m.columns = tensor->columns;
+    m.scale_layout = tensor->scale_layout;
+    m.scale_group = tensor->n_scales > 0 ? tensor->rows / tensor->n_scales : 1;
+    m.offset_layout = tensor->offset_layout;
+    m.offset_group = tensor->n_offsets > 0 ? tensor->rows / tensor->n_offsets : 1;
+    if (m.scale_group == 0) m.scale_group = 1;
+    if (m.offset_group == 0) m.offset_group = 1;
+    return m;
+}
+
+/* Planes [n_planes, rows, words] of the file to tiles [n_planes, padded rows, n_pieces]; bit1 has the
+ * plane of positive weights; tern positive, then nonzero, where the file has nonzero first. */
+static __global__ void pack_kernel(const uint64_t *from, uint32_t n_planes, uint32_t rows,
+                            uint32_t n_words, uint32_t padded_rows, uint32_t n_pieces, uint4 *to)
+{
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    uint32_t piece = (uint32_t)(i % n_pieces), row = (uint32_t)(i / n_pieces % padded_rows);
+    uint32_t plane = (uint32_t)(i / n_pieces / padded_rows);
+    if (plane >= n_planes) return;
+    uint32_t words[4] = {0, 0, 0, 0};
+    const uint64_t *source = from + ((size_t)(n_planes - 1 - plane) * rows + row) * n_words;
+    for (uint32_t w = 0; w < 2; w++) {
+        if (row >= rows || piece * 2 + w >= n_words) continue;
+        words[w * 2] = (uint32_t)source[piece * 2 + w];
+        words[w * 2 + 1] = (uint32_t)(source[piece * 2 + w] >> 32);
+    }
+    to[(size_t)plane * padded_rows * n_pieces + piece_place(row, piece, n_pieces)] =
+        make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+/* ones [rows] of a plane of tiles */
+static __global__ void count_ones_kernel(const uint4 *plane, uint32_t rows, uint32_t n_pieces,
+                                  uint32_t *ones)
+{
+    uint32_t row = blockIdx.x * blockDim.x + threadIdx.x, n = 0;
+    if (row >= rows) return;
+    for (uint32_t piece = 0; piece < n_pieces; piece++) {
+        uint4 bits = plane[piece_place(row, piece, n_pieces)];
+        n += (uint32_t)(__popc(bits.x) + __popc(bits.y) + __popc(bits.z) + __popc(bits.w));
+    }
+    ones[row] = n;
+}
+
+static uint32_t padded_rows(uint32_t rows)
+{
+    return ceil_div(rows, ROW_BLOCK) * ROW_BLOCK;
+}
+
+/* Binds a linear, and packs its bits from the arena, which measures first. */
+static void bind_linear(bitm_device_model *model, const bitm_linear &host, bitm_arena *arena,
+                        Linear *linear)
+{
+    *linear = Linear();
+    linear->rows = host.rows;
+    linear->columns = host.columns;
+    linear->n_branches = host.n_branches;
+    for (uint32_t i = 0; i < host.n_branches; i++) {
+        const bitm_branch &from = host.branches[i];
+        Branch &to = linear->branches[i];
+        to.host = &from;
+        to.weight = matrix_of(model, from.weight);
+        to.shift = on_device(model, from.shift);
+        to.rms_gain = on_device(model, from.rms_gain);
+        to.bias = on_device(model, from.bias);
+        to.row_scale = on_device(model, from.row_scale);
+        to.row_offset = on_device(model, from.row_offset);
+        to.row_base = on_device(model, from.row_base);
+        to.column_scale = on_device(model, from.column_scale);
+        to.column_offset = on_device(model, from.column_offset);
+        to.quantizer = quantizer_of(from.quantizer);
+        uint32_t dtype = to.weight.dtype;
+        if (dtype != BITM_DTYPE_BIT1 && dtype != BITM_DTYPE_TERN) continue;
+        to.n_planes = dtype == BITM_DTYPE_TERN ? 2 : 1;
+        to.n_pieces = pieces_of_bits(host.columns);
+        size_t n = (size_t)to.n_planes * padded_rows(host.rows) * to.n_pieces;
+        uint4 *planes = (uint4 *)bitm_arena_take(arena, n, sizeof(uint4));
+        uint32_t *ones = (uint32_t *)bitm_arena_take(arena, padded_rows(host.rows), sizeof(uint32_t));
+        if (planes == NULL) continue;
+        to.planes = planes;
+        BITM_LAUNCH(pack_kernel, (uint32_t)((n + 255) / 256), 256, 0, 0,
+                    (const uint64_t *)to.weight.data, to.n_planes, host.rows,
+                    (host.columns + 63) / 64, padded_rows(host.rows), to.n_pieces, planes);
+        to.row_ones = ones;
+        BITM_LAUNCH(count_ones_kernel, ceil_div(host.rows, 256), 256, 0, 0, planes, host.rows,
+                    to.n_pieces, ones);
+    }
+}
+
+static NormWeights norm_of(const bitm_device_model *model, const bitm_norm &norm)
+{
+    NormWeights weights = {on_device(model, norm.gain), on_device(model, norm.bias)};
+    return weights;
+}
+
+static void bind_layer(bitm_device_model *model, const bitm_layer &host, bitm_arena *arena,
+                       Layer *layer)
+{
+    bind_linear(model, host.query, arena, &layer->query);
+    bind_linear(model, host.key, arena, &layer->key);
+    bind_linear(model, host.value, arena, &layer->value);
+    bind_linear(model, host.query_p, arena, &layer->query_p);
+    bind_linear(model, host.query_m, arena, &layer->query_m);
+    bind_linear(model, host.key_p, arena, &layer->key_p);
+    bind_linear(model, host.key_m, arena, &layer->key_m);
+    bind_linear(model, host.value_term, arena, &layer->value_term);
+    bind_linear(model, host.attention_output, arena, &layer->attention_output);
+    bind_linear(model, host.intermediate, arena, &layer->intermediate);
+    bind_linear(model, host.output, arena, &layer->output);
+    layer->quantize_query = quantizer_of(host.quantize_query);
+    layer->quantize_key = quantizer_of(host.quantize_key);
+    layer->quantize_value = quantizer_of(host.quantize_value);
+    layer->quantize_probabilities = quantizer_of(host.quantize_probabilities);
+    layer->attention_norm = norm_of(model, host.attention_norm);
+    layer->output_norm = norm_of(model, host.output_norm);
+}
+
+static void bind(bitm_device_model *model, bitm_arena *arena)
+{
+    const bitm_network &network = model->network;
+    for (uint32_t n = 0; n < network.config->n_layers; n++)
+        bind_layer(model, network.layers[n], arena, &model->layers[n]);
+    bind_linear(model, network.pooler, arena, &model->pooler);
+    bind_linear(model, network.mlm_transform, arena, &model->mlm_transform);
+    bind_linear(model, network.mlm_decoder, arena, &model->mlm_decoder);
+    bind_linear(model, network.classifier, arena, &model->classifier);
+    model->embedding_norm = norm_of(model, network.embedding_norm);
+    model->pooler_norm = norm_of(model, network.pooler_norm);
+    model->mlm_norm = norm_of(model, network.mlm_norm);
+    model->word = matrix_of(model, network.word);
+    model->word_second = matrix_of(model, network.word_second);
+    model->position = matrix_of(model, network.position);
+    model->token_type = matrix_of(model, network.token_type);
+    model->ones = on_device(model, network.ones);
+}
+
+static bitm_status upload(bitm_device_model *model, bitm_error *err)
+{
+    for (int i = 0; i < 2; i++) {
+        const bitm_device_memory &memory = model->memory[i];
+        BITM_CUDA_TRY(cudaMalloc((void **)&model->copies[i], memory.n_bytes),
+                      "memory of the model on the device", err);
+        BITM_CUDA_TRY(
+            cudaMemcpy(model->copies[i], memory.base, memory.n_bytes, cudaMemcpyHostToDevice),
+            "copying the model to the device", err);
+        model->n_bytes += memory.n_bytes;
+    }
+    bitm_arena arena = {};
+    bind(model, &arena);
+    if (arena.overflow)
+        return bitm_fail(err, BITM_NO_MEMORY, "the model needs more memory than there are addresses");
+    if (arena.n_used == 0) return BITM_OK;
+    BITM_CUDA_TRY(cudaMalloc((void **)&model->packed, arena.n_used),
+                  "memory of the model's bits on the device", err);
+    model->n_bytes += arena.n_used;
+    bitm_arena placing = {};
+    placing.base = model->packed;
+    bind(model, &placing);
+    BITM_CUDA_TRY(cudaGetLastError(), "packing the model's bits", err);
+    BITM_CUDA_TRY(cudaDeviceSynchronize(), "packing the model's bits", err);
+    return BITM_OK;
+}
+
+static bitm_status describe(bitm_device_model *model, bitm_error *err)
+{
+    cudaDeviceProp properties;
+    BITM_CUDA_TRY(cudaGetDeviceProperties(&properties, model->device), "asking for the device",
+                  err);
+    model->shared_bytes = properties.sharedMemPerBlockOptin > 0 ? properties.sharedMemPerBlockOptin
+                                                                : properties.sharedMemPerBlock;
+    uint32_t *has;
+    BITM_CUDA_TRY(cudaMalloc((void **)&has, sizeof *has), "memory on the device", err);
+    BITM_LAUNCH(has_wgmma_kernel, 1, 1, 0, 0, has);
+    cudaError_t error =
+        cudaMemcpy(&model->has_wgmma, has, sizeof *has, cudaMemcpyDeviceToHost);
+    (void)cudaFree(has);
+    BITM_CUDA_TRY(error, "running on the device", err);
+    (void)snprintf(model->description, sizeof model->description,
+                   "cuda:%d: %.128s, compute capability %d.%d, %d multiprocessors", model->device,
+                   properties.name, properties.major, properties.minor,
+                   properties.multiProcessorCount);
+    return BITM_OK;
+}
+
+bitm_status model_create(uint32_t device, const bitm_network *network,
+                         const bitm_device_memory memory[2], bitm_device_model **model,
+                         bitm_error *err)
+{
+    BITM_CUDA_TRY(cudaSetDevice((int)device), "choosing the device", err);
+    bitm_device_model *created = new (std::nothrow) bitm_device_model();
+    uint32_t n_layers = network->config->n_layers;
+    if (created != NULL) created->layers = new (std::nothrow) Layer[n_layers + 1]();
+    if (created == NULL || created->layers == NULL) {
+        delete created;
+        return bitm_fail(err, BITM_NO_MEMORY, "the system refuses memory for %u layers", n_layers);
+    }
+    created->device = (int)device;
+    created->network = *network;
+    created->memory[0] = memory[0];
+    created->memory[1] = memory[1];
+    bitm_status status = describe(created, err);
+    if (status == BITM_OK) status = upload(created, err);
+    if (status != BITM_OK) {
+        model_free(created);
+        return status;
+    }
+    *model = created;
+    return BITM_OK;
+}
+
+void model_free(bitm_device_model *model)
+{
+    if (model == NULL) return;
+    (void)cudaSetDevice(model->device);
+    (void)cudaFree(model->packed);
+    (void)cudaFree(model->copies[0]);
+    (void)cudaFree(model->copies[1]);
+    delete[] model->layers;
+    delete model;
+}
+
+} // namespace bitm

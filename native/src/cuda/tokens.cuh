@@ -1,0 +1,183 @@
+/* Token by token: embeddings, norms, copies.  16 threads a token, one for each lane of its sums. */
+#ifndef BITM_CUDA_TOKENS_CUH
+#define BITM_CUDA_TOKENS_CUH
+
+#include "operands.cuh"
+
+namespace bitm {
+
+enum { TOKEN_THREADS = 128, TOKENS_A_BLOCK = TOKEN_THREADS / LANES };
+
+struct Embedding {
+    Matrix word, second, token_type, position; /* second.data NULL: none */
+    const int32_t *ids, *types, *positions;    /* [n_tokens] */
+    const float *gain, *bias;
+    float eps;
+    uint32_t n_tokens, n;
+    float *y;
+};
+
+struct Norm {
+    const float *x, *residual; /* residual NULL: none */
+    const float *gain, *bias;
+    float eps;
+    uint32_t n_tokens, n;
+    float *y;
+};
+
+/* y = gain * (y - mean) / sqrt(variance + eps) + bias of one token, whose sum's lane this thread
+ * holds; see bitm_add_norm__scalar. */
+static __device__ inline void normalize(float *y, float lane, const float *gain, const float *bias,
+                                        float eps, uint32_t n, uint32_t l)
+{
+    float mean = fold_lanes(lane) / (float)n;
+    lane = 0.0F;
+    for (uint32_t i = l; i < n; i += LANES) {
+        float centred = y[i] - mean;
+        lane = fmaf(centred, centred, lane);
+    }
+    float variance = fold_lanes(lane) / (float)n;
+    float factor = 1.0F / sqrtf(variance + eps);
+    for (uint32_t i = l; i < n; i += LANES)
+        y[i] = fmaf((y[i] - mean) * factor, gain[i], bias[i]);
+}
+
+/* n_tokens is a multiple of TOKEN_BLOCK everywhere: all threads of a warp leave together. */
+static __global__ void embed_kernel(Embedding e)
+{
+    uint32_t token = blockIdx.x * TOKENS_A_BLOCK + threadIdx.x / LANES, l = threadIdx.x % LANES;
+    if (token >= e.n_tokens) return;
+    float *y = e.y + (size_t)token * e.n;
+    size_t id = (size_t)e.ids[token], type = (size_t)e.types[token];
+    size_t position = (size_t)e.positions[token];
+    float lane = 0.0F;
+    for (uint32_t i = l; i < e.n; i += LANES) {
+        float value = matrix_element(e.word, id, i);
+        if (e.second.data != NULL) value += matrix_element(e.second, id, i);
+        value += matrix_element(e.token_type, type, i);
+        value += matrix_element(e.position, position, i);
+        y[i] = value;
+        lane += value;
+    }
+    normalize(y, lane, e.gain, e.bias, e.eps, e.n, l);
+}
+
+static __global__ void add_norm_kernel(Norm a)
+{
+    uint32_t token = blockIdx.x * TOKENS_A_BLOCK + threadIdx.x / LANES, l = threadIdx.x % LANES;
+    if (token >= a.n_tokens) return;
+    const float *x = a.x + (size_t)token * a.n;
+    float *y = a.y + (size_t)token * a.n;
+    float lane = 0.0F;
+    if (a.residual != NULL) {
+        const float *residual = a.residual + (size_t)token * a.n;
+        for (uint32_t i = l; i < a.n; i += LANES) {
+            float value = x[i] + residual[i];
+            y[i] = value;
+            lane += value;
+        }
+    } else {
+        for (uint32_t i = l; i < a.n; i += LANES) {
+            y[i] = x[i];
+            lane += x[i];
+        }
+    }
+    normalize(y, lane, a.gain, a.bias, a.eps, a.n, l);
+}
+
+/* The same with a token's values in registers: N16 = n / 16. */
+template <int N16>
+static __global__ void __launch_bounds__(TOKEN_THREADS) add_norm_registers_kernel(Norm a)
+{
+    uint32_t token = blockIdx.x * TOKENS_A_BLOCK + threadIdx.x / LANES, l = threadIdx.x % LANES;
+    if (token >= a.n_tokens) return;
+    const float *x = a.x + (size_t)token * a.n;
+    float value[N16];
+#pragma unroll
+    for (int i = 0; i < N16; i++)
+        value[i] = x[l + i * LANES];
+    if (a.residual != NULL) {
+        const float *residual = a.residual + (size_t)token * a.n;
+#pragma unroll
+        for (int i = 0; i < N16; i++)
+            value[i] += residual[l + i * LANES];
+    }
+    float lane = 0.0F;
+#pragma unroll
+    for (int i = 0; i < N16; i++)
+        lane += value[i];
+    float mean = fold_lanes(lane) / (float)a.n;
+    lane = 0.0F;
+#pragma unroll
+    for (int i = 0; i < N16; i++) {
+        value[i] -= mean;
+        lane = fmaf(value[i], value[i], lane);
+    }
+    float variance = fold_lanes(lane) / (float)a.n;
+    float factor = 1.0F / sqrtf(variance + a.eps);
+    float *y = a.y + (size_t)token * a.n;
+#pragma unroll
+    for (int i = 0; i < N16; i++)
+        y[l + i * LANES] =
+            fmaf(value[i] * factor, a.gain[l + i * LANES], a.bias[l + i * LANES]);
+}
+
+struct RmsNorm {
+    const float *x, *gain;
+    float eps;
+    uint32_t n_tokens, n;
+    float *y;
+};
+
+static __global__ void rms_norm_kernel(RmsNorm a)
+{
+    uint32_t token = blockIdx.x * TOKENS_A_BLOCK + threadIdx.x / LANES, l = threadIdx.x % LANES;
+    if (token >= a.n_tokens) return;
+    const float *x = a.x + (size_t)token * a.n;
+    float lane = 0.0F;
+    for (uint32_t i = l; i < a.n; i += LANES)
+        lane = fmaf(x[i], x[i], lane);
+    float factor = 1.0F / sqrtf(fold_lanes(lane) / (float)a.n + a.eps);
+    for (uint32_t i = l; i < a.n; i += LANES)
+        a.y[(size_t)token * a.n + i] = (x[i] * factor) * a.gain[i];
+}
+
+/* y [n_tokens, n] = x * scale by columns. */
+static __global__ void scale_columns_kernel(const float *x, const float *scale, uint32_t n_tokens,
+                                     uint32_t n, float *y)
+{
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < (size_t)n_tokens * n) y[i] = x[i] * scale[i % n];
+}
+
+/* sum [n_tokens] = weights [n] . x as float products add. */
+static __global__ void weighted_sum_kernel(const float *x, const float *weights, uint32_t n_tokens,
+                                    uint32_t n, float *sum)
+{
+    uint32_t token = blockIdx.x * TOKENS_A_BLOCK + threadIdx.x / LANES, l = threadIdx.x % LANES;
+    if (token >= n_tokens) return;
+    float lane = 0.0F;
+    for (uint32_t i = l; i < n; i += LANES)
+        lane = fmaf(weights[i], x[(size_t)token * n + i], lane);
+    float total = fold_lanes(lane);
+    if (l == 0) sum[token] = total;
+}
+
+/* y [n_rows, n] = rows of x; of rows past n_rows, which pad a block, the first. */
+static __global__ void gather_kernel(const float *x, const uint32_t *rows, uint32_t n_padded, uint32_t n,
+                              float *y)
+{
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < (size_t)n_padded * n) y[i] = x[(size_t)rows[i / n] * n + i % n];
+}
+
+/* x [n] = tanh(x + skip); skip NULL: none */
+static __global__ void tanh_kernel(float *x, const float *skip, size_t n)
+{
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) x[i] = bitm_tanh(x[i] + (skip != NULL ? skip[i] : 0.0F));
+}
+
+} // namespace bitm
+
+#endif

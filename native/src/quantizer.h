@@ -1,0 +1,13 @@
+/* Quantizers of activations (SPEC.md 3.4): their numbers, on the CPU and on a device. */
+#ifndef BITM_QUANTIZER_H
+#define BITM_QUANTIZER_H
+
+#include "network.h"
+
+/* The form that the inputs of a branch take. */
+bitm_input_form bitm_inputs_form(bitm_activations activations, const bitm_branch *branch);
+
+/* Planes of a quantizer's codes, and the weight of each: code = sum of weights[p] * bit p. */
+uint32_t bitm_quantizer_planes(const bitm_file_quantizer *quantizer, const int32_t **weights);
+
+#endif
