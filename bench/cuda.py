@@ -8,6 +8,7 @@ and prints medians by the wall clock beside the floors that arithmetic and memor
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import statistics
@@ -55,7 +56,9 @@ def bert_base(signs: bool) -> ModelFile:
     )
 
     def floats(rows: int, columns: int) -> Tensor:
-        return Tensor.from_float(rng.normal(size=(rows, columns), scale=0.02).astype("f4"), DType.F16)
+        return Tensor.from_float(
+            rng.normal(size=(rows, columns), scale=0.02).astype("f4"), DType.F16
+        )
 
     def vector(n: int, mean: float = 0.0) -> Tensor:
         return Tensor.from_float(rng.normal(size=n, loc=mean, scale=0.02).astype("f4"), DType.F32)
@@ -118,7 +121,7 @@ def torch_encoders() -> dict[str, Callable[[np.ndarray[Any, Any]], Any]]:
     import torch
     from transformers import BertConfig, BertModel
 
-    encoders = {}
+    encoders: dict[str, Callable[[np.ndarray[Any, Any]], Any]] = {}
     for name, dtype in (("torch fp16", torch.float16), ("torch bf16", torch.bfloat16)):
         with torch.no_grad():
             model = BertModel(BertConfig(), add_pooling_layer=False).eval().cuda().to(dtype)
@@ -157,7 +160,8 @@ class Bench:
         before, so that repeated runs take what the device takes."""
         from bitm import _native
 
-        session = _native.Session(self.model._library, *ids.shape, 1, self.model._activations)
+        batch, length = ids.shape
+        session = _native.Session(self.model._library, batch, length, 1, self.model._activations)
         positions = np.full((len(ids), 1), -1, np.int32)
         ids = ids.astype(np.int32)
         return lambda: session.top_k(ids, None, positions, 1, None)
@@ -178,7 +182,9 @@ def main() -> None:
             models[name] = (Bench(path, activations), signs)
         torch_runs = {} if arguments.no_torch else torch_encoders()
         print(models["W1A1"][0].model.info["device"], flush=True)
-        print(f"{'batch':>9} {'what':<11} {'ms':>8} {'floor: linears':>15} {'attention':>10} {'x':>6}")
+        print(
+            f"{'batch':>9} {'what':<11} {'ms':>8} {'floor: linears':>15} {'attention':>10} {'x':>6}"
+        )
         for batch, length in SHAPES:
             ids = np.random.default_rng(1).integers(1000, VOCAB, (batch, length))
             for name, (bench, signs) in models.items():
@@ -186,15 +192,17 @@ def main() -> None:
                 linears, attention = floor_ms(batch, length, signs)
                 results.append({"batch": batch, "length": length, "what": name, "ms": ms})
                 print(
-                    f"{batch:>5}x{length:<3} {name:<11} {ms:8.3f} {linears:15.3f} {attention:10.3f} "
-                    f"{ms / (linears + attention):6.1f}",
+                    f"{batch:>5}x{length:<3} {name:<11} {ms:8.3f} {linears:15.3f} "
+                    f"{attention:10.3f} {ms / (linears + attention):6.1f}",
                     flush=True,
                 )
             for name, run in torch_runs.items():
                 import torch
 
                 on_device = torch.from_numpy(ids).cuda()
-                ms = median_ms(lambda: run(on_device), torch.cuda.synchronize, arguments.runs)
+                ms = median_ms(
+                    functools.partial(run, on_device), torch.cuda.synchronize, arguments.runs
+                )
                 results.append({"batch": batch, "length": length, "what": name, "ms": ms})
                 print(f"{batch:>5}x{length:<3} {name:<11} {ms:8.3f}", flush=True)
         model = models["W1A8"][0].model

@@ -65,7 +65,9 @@ def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return path
 
 
-def random_batch(rng: np.random.Generator, model: Model, shape: tuple[int, int]) -> tuple[Ints, Ints]:
+def random_batch(
+    rng: np.random.Generator, model: Model, shape: tuple[int, int]
+) -> tuple[Ints, Ints]:
     """Ids and mask [B, S]; rows of random lengths, with a hole here and there."""
     ids = rng.integers(0, model.info["vocab_size"], shape)
     lengths = rng.integers(1, shape[1] + 1, shape[0])
@@ -150,10 +152,14 @@ def test_a_device_that_is_not_there(tiny_model: Path) -> None:
 def test_memory_that_is_not_there_can_be_survived(tmp_path: Path) -> None:
     bitm_formats.write(tmp_path / "model.bitm", wide_model(np.random.default_rng(0)))
     library = _native.Library(str(tmp_path / "model.bitm"), device="cuda")
-    sessions = []
-    with pytest.raises(BitmError, match="memory") as caught:
-        for _ in range(10_000):
+    sessions: list[_native.Session] = []
+
+    def take_all() -> None:
+        while len(sessions) < 10_000:
             sessions.append(_native.Session(library, 2**31, 512, 1, "int8"))
+
+    with pytest.raises(BitmError, match="memory") as caught:
+        take_all()
     assert caught.value.name == "NO_MEMORY"
     ids = np.ones((3, 40), np.int32)
     output = np.full((3, 40, 128), np.nan, np.float32)
@@ -175,6 +181,7 @@ def test_without_a_gpu_the_reason_is_given(tiny_model: Path) -> None:
         pytest.skip("expected: there is a GPU")
     with pytest.raises(DeviceError, match="no GPU can be used: ") as caught:
         Model(tiny_model, device="cuda")
-    assert caught.value.name == "DEVICE" and "\n" not in str(caught.value)
+    assert caught.value.name == "DEVICE"
+    assert "\n" not in str(caught.value)
     with Model(tiny_model, device="auto") as model:
         assert model.info["device"] == "cpu"

@@ -15,7 +15,6 @@ typedef int int32_t;
 typedef unsigned int uint32_t;
 typedef long long int64_t;
 typedef unsigned long long uint64_t;
-typedef unsigned long long size_t;
 #else
 #include <cuda_runtime.h>
 

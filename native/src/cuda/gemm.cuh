@@ -116,6 +116,7 @@ static __device__ inline void multiply_bits(Accumulators &acc, const uint4 *inpu
 {
     uint32_t group = threadIdx.x % WARP / 4, word = threadIdx.x % 4;
     for (uint32_t piece = 0; piece < n; piece += 2) {
+#if BITM_HAS_MMA_BITS
         uint32_t a[2][4], b[4][2];
         for (int i = 0; i < 2; i++)
             for (int r = 0; r < 4; r++)
@@ -124,13 +125,10 @@ static __device__ inline void multiply_bits(Accumulators &acc, const uint4 *inpu
         for (int j = 0; j < 4; j++)
             for (int r = 0; r < 2; r++)
                 b[j][r] = staged_word(weights, GEMM_PIECES, j * 8 + group, piece + r, word);
-#if BITM_HAS_MMA_BITS
         for (int i = 0; i < 2; i++)
             for (int j = 0; j < 4; j++)
                 mma_bits(acc.c[i][j], a[i], b[j]);
 #else
-        (void)a;
-        (void)b;
         for (uint32_t k = 0; k < 8; k++)
             for (int i = 0; i < 2; i++)
                 for (int half = 0; half < 2; half++) {
