@@ -54,6 +54,8 @@ def test_shell_line(line: str, checkout: Path) -> None:
     assert "Traceback" not in done.stderr
     if "Atlantic" in line:
         assert done.stdout.splitlines()[-5].split()[1] == "ocean"
+    if "France" in line:
+        assert done.stdout.splitlines()[-5].split()[1] == "paris"
 
 
 @pytest.mark.parametrize("code", blocks("python"))
