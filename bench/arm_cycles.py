@@ -19,9 +19,6 @@ Needs aarch64-linux-gnu-gcc, llvm-mca of LLVM 17 or later, and qemu-user from 4.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import platform
 import re
 import subprocess
 import sys
@@ -32,6 +29,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+import tables
+from machine import provenance, write_results
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "native/src/kernels"
@@ -287,28 +287,6 @@ def predict(counts: Counter[str], loops: list[dict[str, Any]], core: Core, lengt
     }
 
 
-def print_tables(loops: list[dict[str, Any]], runs: list[dict[str, Any]]) -> None:
-    """The tables of bench/README.md."""
-    names = [core.name for core in CORES]
-    print("| inner loop | " + " | ".join(f"{name}: a cycle (bound)" for name in names) + " |")
-    print("|---" * (len(names) + 1) + "|")
-    for loop in loops:
-        cells = []
-        for name in names:
-            found, bound = loop["work_per_cycle"].get(name), loop["bound"].get(name)
-            cells.append("" if found is None else f"{found:.3g}" + (f" ({bound})" if bound else ""))
-        print(f"| {loop['kernel']}, {loop['unit']}s | " + " | ".join(cells) + " |")
-    print()
-    print("| board | model | tokens | bound of the linears | linears | one thread | four threads |")
-    print("|---" * 7 + "|")
-    for r in runs:
-        print(
-            f"| {r['board']}, {r['ghz']} GHz | {r['model']} "
-            f"| 1 x {r['length']} | {r['bound_ms']} ms "
-            f"| {r['linears_ms']} ms | {r['one_thread_ms']} ms | {r['four_threads_ms']} ms |"
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -342,20 +320,16 @@ def main() -> None:
                     for core in cores:
                         found = predict(counts, loops, core, length)
                         runs.append({"model": model, "length": length, **found})
-    print_tables(loops, runs)
+    document = {
+        **provenance("python bench/arm_cycles.py"),
+        "compiler": run([arguments.compiler, "--version"]).splitlines()[0],
+        "mca": run([arguments.mca, "--version"]).splitlines()[0].strip(),
+        "loops": loops,
+        "runs": runs,
+    }
+    print(tables.arm_cycles(document))
     if arguments.output is not None:
-        commit = run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT).strip()
-        report = {
-            "command": "python bench/arm_cycles.py",
-            "commit": commit,
-            "date": datetime.date.today().isoformat(),
-            "machine": platform.machine(),
-            "compiler": run([arguments.compiler, "--version"]).splitlines()[0],
-            "mca": run([arguments.mca, "--version"]).splitlines()[0].strip(),
-            "loops": loops,
-            "runs": runs,
-        }
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        write_results(arguments.output, document)
 
 
 if __name__ == "__main__":

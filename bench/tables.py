@@ -122,6 +122,32 @@ def original_table(document: Document) -> str:
     return f"{sentences} of {document['data']}, {masks} masks.\n\n{table(head, rows)}"
 
 
+def arm_cycles(document: Document) -> str:
+    cores = list(document["loops"][0]["cycles"])
+
+    def a_cycle(loop: Row, core: str) -> str:
+        found, bound = loop["work_per_cycle"].get(core), loop["bound"].get(core)
+        return "" if found is None else f"{found:.3g}" + (f" ({bound})" if bound else "")
+
+    loops = (
+        [f"{loop['kernel']}, {loop['unit']}s", *(a_cycle(loop, core) for core in cores)]
+        for loop in document["loops"]
+    )
+    runs = (
+        [f"{run['board']}, {run['ghz']} GHz", run["model"], f"1 x {run['length']}"]
+        + [f"{run[f'{part}_ms']} ms" for part in ("bound", "linears", "one_thread", "four_threads")]
+        for run in document["runs"]
+    )
+    head = ["board", "model", "tokens", "bound of the linears", "linears", "one thread"]
+    return (
+        f"{document['compiler']}; {document['mca']}.\n\n"
+        "Work a cycle of the inner loops, beside the bound of the unit that limits them:\n\n"
+        f"{table(['inner loop', *(f'{core}: a cycle (bound)' for core in cores)], loops)}\n\n"
+        "The encoder of BERT-base; W1A1: every activation a sign or a bit, attention too; W1A8:"
+        f" the mode `int8`:\n\n{table([*head, 'four threads'], runs)}"
+    )
+
+
 def comparison(document: Document) -> str:
     """Two tables for each number of threads: times, and how many times faster bitm is."""
     versions = [f"{name} {version}" for name, version in document["versions"].items() if version]
@@ -193,6 +219,7 @@ def ratios(rows: list[Row], clock: str) -> str:
 
 RENDERERS: dict[str, Callable[[Document], str]] = {
     "activation_modes": activation_modes,
+    "arm_cycles": arm_cycles,
     "file_sizes": file_sizes,
     "original_table": original_table,
     "compare": comparison,
