@@ -125,6 +125,15 @@ test-emulated: build ## run kernels and a model on emulated older CPUs (needs qe
 test-py: dev ## run all Python tests
 	pytest
 
+# The CPU's answers are what a GPU must give, bit for bit.
+test-cuda: dev ## build libbitm_cuda (needs nvcc) and run its tests on this machine's GPU
+	cmake --preset release -S native -B build/cuda -DBITM_CUDA=ON >/dev/null && cmake --build build/cuda
+	mkdir -p build/cuda/python/bitm
+	cp build/cuda/libbitm*.so build/cuda/python/bitm/
+	PYTHONPATH=runtime:formats:converter:tests:build/cuda/python pytest -q tests/test_cuda.py
+	PYTHONPATH=runtime:formats:converter:tests:build/cuda/python pytest -q -p device_twin \
+	  tests/test_quantizers.py tests/test_family_*.py tests/test_invariance.py
+
 asan: $(VENV)/ready ## run the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call CMAKE,asan)
 	$(call CTEST,asan)
