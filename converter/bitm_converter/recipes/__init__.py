@@ -9,7 +9,7 @@ from typing import Protocol
 
 from bitm_converter.checkpoint import Checkpoint
 
-from . import bibert, binarybert, bipft, bit, bitmaps, bitnet, hf
+from . import bibert, binarybert, bipft, bit, bitmaps, bitnet, hf, trained
 from .base import Conversion, Options, Progress
 
 __all__ = ["RECIPES", "Conversion", "Options", "Recipe", "choose"]
@@ -30,7 +30,16 @@ class Recipe(Protocol):
 
 
 # In the order in which they are asked; a plain BERT is what no other family claims.
-RECIPES: tuple[Recipe, ...] = (bitmaps, bitnet, bipft, bit, bibert, binarybert, hf)
+RECIPES: tuple[Recipe, ...] = (
+    bitmaps,
+    trained,
+    bitnet,
+    bipft,
+    bit,
+    bibert,
+    binarybert,
+    hf,
+)
 
 
 def choose(checkpoint: Checkpoint, family: str = "auto") -> Recipe:

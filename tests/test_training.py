@@ -1,0 +1,188 @@
+"""The training package: what it computes is what the runtime computes, and it learns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, Trainer, TrainingArguments
+
+from bitm import Model
+from bitm_converter.cli import main
+from bitm_converter.training import (
+    BinaryLinear,
+    Distillation,
+    LearnedStep,
+    binarize_model,
+    binary_linears,
+    save,
+)
+from bitm_converter.training.loop import optimizers, train
+
+WORDS, LENGTH = 60, 12
+
+
+def bert(seed: int = 0) -> Any:
+    """A masked LM of random weights, large enough for its logits to differ."""
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=WORDS,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=LENGTH,
+        initializer_range=0.2,
+        layer_norm_eps=1e-12,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return BertForMaskedLM(config).eval()
+
+
+def random_ids(rows: int, seed: int = 1) -> Any:
+    return torch.from_numpy(np.random.default_rng(seed).integers(5, WORDS, (rows, LENGTH)))
+
+
+def set_steps(model: Any) -> None:
+    """Shifts other than 0, and steps as the first batch of a training suggests."""
+    with torch.no_grad():
+        for _, linear in binary_linears(model):
+            if isinstance(linear.quantizer, LearnedStep):
+                linear.quantizer.shift.normal_(std=0.1)
+        model.train()
+        model(random_ids(2))
+        model.eval()
+
+
+def convert(model: Any, folder: Path) -> Path:
+    save(model, folder / "checkpoint")
+    path = folder / "model.bitm"
+    formats = ["--embeddings=fp32", "--matrices=fp32"]
+    assert main([str(folder / "checkpoint"), str(path), "--no-vocab", "--quiet", *formats]) == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    ("activations", "mode"),
+    [("float", "float32"), ("int8", "int8"), ("int4", "auto"), ("int2", "auto"), ("sign", "auto")],
+)
+@pytest.mark.parametrize("scales", ["learned", "mean"])
+def test_the_file_computes_what_training_does(
+    activations: Any, mode: str, scales: Any, tmp_path: Path
+) -> None:
+    model = binarize_model(bert(), activations=activations, scales=scales)
+    set_steps(model)
+    ids = random_ids(6)
+    with torch.no_grad():
+        expected = model(ids).logits.numpy()
+    if mode == "auto":
+        mode = "float32"  # of what is not quantized
+    with Model(convert(model, tmp_path), activations=mode) as file:
+        assert file.info["one_bit_matrices"] == 12
+        found = file.logits(ids.numpy())
+    # A value on the edge of a step may fall to either side, so a sequence of six may be off.
+    off = np.abs(found - expected).max((1, 2)) > 1e-3
+    assert off.sum() <= 1
+    assert expected.std() > 0.1
+
+
+def test_transformers_reads_what_was_saved(tmp_path: Path) -> None:
+    model = binarize_model(bert(), activations="float")
+    save(model, tmp_path)
+    again = BertForMaskedLM.from_pretrained(tmp_path).eval()
+    ids = random_ids(3)
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, model(ids).logits)
+
+
+def test_components() -> None:
+    model = binarize_model(bert(), components=["layers-except-ffn"])
+    names = [name.rpartition("layer.")[2] for name, _ in binary_linears(model)]
+    assert len(names) == 8
+    assert all("attention" in name for name in names)
+
+
+def test_weights_that_are_binary_stay_and_get_another_quantizer() -> None:
+    model = binarize_model(bert(), activations="int8")
+    before = [linear.weight for _, linear in binary_linears(model)]
+    binarize_model(model, activations="sign")
+    after = [linear for _, linear in binary_linears(model)]
+    assert all(linear.weight is weight for linear, weight in zip(after, before))
+    assert all(isinstance(linear.quantizer, LearnedStep) for linear in after)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"weights": "w2"}, "expected 'w1', found 'w2'"),
+        ({"activations": "int5"}, "found 'int5'"),
+        ({"components": ["embeddings"]}, "found 'embeddings'"),
+    ],
+)
+def test_wrong_choices(choice: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        binarize_model(bert(), **choice)
+    with pytest.raises(ValueError, match="expected a BERT"):
+        binarize_model(torch.nn.Linear(2, 2))
+
+
+def test_gradients_pass_signs_and_steps() -> None:
+    linear = torch.nn.Linear(8, 3)
+    binary = BinaryLinear(linear, LearnedStep(8, 1, signed=True))
+    binary(torch.randn(4, 8)).square().sum().backward()
+    for name, parameter in binary.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_the_plain_loop_learns() -> None:
+    teacher, model = bert(), binarize_model(bert(), activations="int8")
+    model.train()
+    ids = random_ids(8)
+    distillation = Distillation()
+    with torch.no_grad():
+        goal = teacher(ids, output_hidden_states=True)
+
+    def loss_of(progress: float) -> Any:
+        output = model(ids, output_hidden_states=True)
+        return distillation(
+            output.logits, goal.logits, ids, output.hidden_states[1:], goal.hidden_states[1:]
+        )
+
+    first = loss_of(0.0).item()
+    n_steps = train(loss_of, optimizers(model, 1e-2, 1e-2), 6.0, lambda *_: None)
+    assert n_steps >= 2
+    assert loss_of(1.0).item() < first
+
+
+def test_the_trainer_runs(tmp_path: Path) -> None:
+    model = binarize_model(bert(), activations="sign")
+    before = {name: linear.weight.clone() for name, linear in binary_linears(model)}
+    rows = [{"input_ids": row, "labels": row} for row in random_ids(4)]
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True
+    )
+    Trainer(model, arguments, train_dataset=rows).train()
+    assert all(
+        not torch.equal(linear.weight, before[name]) for name, linear in binary_linears(model)
+    )
+    save(model, tmp_path / "saved")
+    stated = json.loads((tmp_path / "saved/config.json").read_text())["quantization_config"]
+    assert stated == {"quant_method": "bitm", "activation_bits": 1}
+
+
+def test_bits_that_training_does_not_make(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = binarize_model(bert(), activations="sign")
+    save(model, tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings["quantization_config"]["activation_bits"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert main([str(tmp_path), str(tmp_path / "m.bitm"), "--no-vocab"]) == 1
+    assert "expected 1, 2 or 4, found 3" in capsys.readouterr().err
