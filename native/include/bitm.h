@@ -163,8 +163,8 @@ typedef struct bitm_model_properties {
 BITM_API bitm_status bitm_model_info(const bitm_model *model, bitm_model_properties *properties,
                                      bitm_error *err);
 
-/* What runs the model, in one line: "cpu", or "cuda:0: " and the device's name.  Owned by the model;
- * NULL where model is. */
+/* What runs the model, in one line: "cpu", or "cuda:0: " and the device's name.  Owned by the
+ * model; NULL where model is. */
 BITM_API const char *bitm_model_device(const bitm_model *model);
 
 /* Why no GPU can be used, in one line, or how many can: err->message is filled either way. */
