@@ -18,7 +18,7 @@ C_SOURCES := $(shell find native tests/native tests/fuzz examples -name '*.[ch]'
 # Not the kernels of ARM, for which this machine's build has no commands.
 TIDIED := $(filter-out native/src/kernels/arm_%,$(filter native/src/%.c native/tools/%.c,$(C_SOURCES)))
 PACKAGES := runtime/bitm formats/bitm_formats converter/bitm_converter
-PYTHON_SOURCES := $(PACKAGES) tests native/tools $(wildcard bench/*.py)
+PYTHON_SOURCES := $(PACKAGES) tests native/tools $(wildcard bench/*.py examples/*/*.py)
 
 BUILD := build/$(notdir $(CC))
 CMAKE = cmake --preset $(1) -S native -B $(BUILD)-$(1) -DCMAKE_C_COMPILER=$(CC) >/dev/null \

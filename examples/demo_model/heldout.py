@@ -55,7 +55,7 @@ def scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, float, f
     return float(loss), float((rank == 1).sum()), float(reciprocal.sum())
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def evaluate(
     network: Any, data: dict[str, Ints], device: str, n_rows: int | None = None
 ) -> dict[str, float]:
@@ -97,7 +97,7 @@ def main() -> None:
         for key, values in masked(texts, seed=0).items():
             arrays[f"{name}.{key}"] = values.astype(np.int32)
         print(f"{name}: {len(texts)} texts, {len(arrays[f'{name}.places'])} masks")
-    np.savez_compressed(args.heldout, **arrays)
+    np.savez_compressed(args.heldout, **arrays)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def save_state(directory: Path, model: nn.Module, facts: dict[str, Any]) -> None
         shutil.rmtree(path, ignore_errors=True)
     new.mkdir(parents=True)
     for n, part in enumerate(_parts(arrays), 1):
-        np.savez(new / f"part{n}.npz", **part)
+        np.savez(new / f"part{n}.npz", **part)  # type: ignore[arg-type]
     (new / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
     if directory.exists():
         directory.rename(old)

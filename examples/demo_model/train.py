@@ -26,6 +26,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from bitm_converter.training import binarize_model, hidden_state_loss, soft_cross_entropy
 from bitm_converter.training.loop import optimizers, train
+from bitm_converter.training.modules import Activations
 from bitm_converter.training.packed import PackedBert
 from corpus import CLS, MASK, PAD, ROW_LENGTH, VOCABULARY_SIZE
 from heldout import evaluate
@@ -35,7 +36,7 @@ HELDOUT_KEYS = ("ids", "places", "targets")
 PHASES = ("teacher", "w1a8", "w1a1")
 # Learning rates of the matrices (Muon), and of all else (AdamW).
 RATES = {"teacher": (2e-3, 1e-3), "w1a8": (3e-3, 1e-3), "w1a1": (2e-3, 1e-3)}
-ACTIVATIONS = {"w1a8": "int8", "w1a1": "sign"}
+ACTIVATIONS: dict[str, Activations] = {"w1a8": "int8", "w1a1": "sign"}
 MASKED_SHARE = 0.2
 SAVE_SECONDS = 120
 LOG_SECONDS = 10
@@ -124,7 +125,7 @@ class Phase:
         dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
         self._network = PackedBert(model, CLS, PAD, dtype)
         self._teacher = None if teacher is None else PackedBert(teacher, CLS, PAD, dtype)
-        self._losses = [functional.cross_entropy, soft_cross_entropy, hidden_state_loss]
+        self._losses: list[Any] = [functional.cross_entropy, soft_cross_entropy, hidden_state_loss]
         self._last_log = self._last_save = time.monotonic()
         self._last_steps = 0
 
