@@ -304,7 +304,7 @@ static void run_linears(bitm_backend *backend, uint32_t n_linears,
     product_list waiting = {.n = 0};
     for (uint32_t i = 0; i < n_linears; i++) {
         const bitm_linear *linear = linears[i];
-        for (uint32_t k = 0; k < linear->n_branches; k++) {
+        for (uint32_t k = 0; k < BITM_MAX_BRANCHES && k < linear->n_branches; k++) {
             const bitm_branch *branch = &linear->branches[k];
             bool serve = bitm_inputs_serve(backend, &inputs, last, branch);
             if (!serve || k > 0 || waiting.n == MAX_PRODUCTS)

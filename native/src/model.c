@@ -116,7 +116,7 @@ static bitm_status find_devices(const bitm_device_api **api, uint32_t *n, bitm_e
     bitm_status status = bitm_os_library_symbol("bitm_cuda", BITM_DEVICE_SYMBOL, &symbol, &reason);
     BITM_CHECK(status == BITM_OK, BITM_DEVICE, err, "no GPU can be used: %s", reason.message);
     bitm_device_entry *entry;
-    memcpy(&entry, &symbol, sizeof entry);
+    memcpy((void *)&entry, (const void *)&symbol, sizeof entry);
     *api = entry();
     BITM_CHECK((*api)->version == BITM_DEVICE_VERSION && (*api)->struct_size >= sizeof **api,
                BITM_DEVICE, err, "libbitm_cuda is of another version than this library");
