@@ -45,7 +45,7 @@ $(VENV)/ready: pyproject.toml Makefile
 
 # The C library is built again when its sources change; Python sources are used where they are.
 $(VENV)/installed: $(C_SOURCES) native/CMakeLists.txt native/cmake/isa.cmake native/src/kernels/kernels.def | $(VENV)/ready
-	pip install --quiet --no-build-isolation $(INSTALL) '.[convert]' -Cbuild-dir=build/package
+	pip install --quiet --no-build-isolation $(INSTALL) '.[convert,plot]' -Cbuild-dir=build/package
 	touch $@
 
 build: $(VENV)/ready ## build the C library, its command line and its tests

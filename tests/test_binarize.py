@@ -713,9 +713,10 @@ def test_a_binarized_family_is_not_binarized_again(tmp_path: Path, capsys: Captu
 
 
 @pytest.fixture
-def bench() -> Iterator[Any]:
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     """bench/file_sizes.py as a module."""
     pytest.importorskip("safetensors.numpy")
+    monkeypatch.syspath_prepend(ROOT / "bench")  # what it imports from beside it
     spec = importlib.util.spec_from_file_location("file_sizes", ROOT / "bench/file_sizes.py")
     assert spec is not None
     assert spec.loader is not None
