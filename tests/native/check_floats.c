@@ -376,7 +376,8 @@ speed measure_attention(trial *t, any_fn *kernel)
     call.attention.context =
         new_floats(t, room(N_TOKENS, call.attention.context_stride, HEAD_SIZE));
     call.attention.scores = new_floats(t, bitm_attention_room(N_TOKENS, HEAD_SIZE));
-    speed found = {2.0 * N_TOKENS * N_TOKENS * HEAD_SIZE, "MAC", time_calls(call_attention, &call)};
+    speed found = {(double)(2 * N_TOKENS * N_TOKENS * HEAD_SIZE), "MAC",
+                   time_calls(call_attention, &call)};
     guard_release(&t->arrays);
     return found;
 }
