@@ -25,7 +25,8 @@ if(BITM_IS_X86_64)
       src/kernels/x86_avx2_quantize.c
       src/kernels/x86_avx2_tokens.c)
   list(APPEND BITM_ISA_DEFINITIONS BITM_HAVE_AVX2=1)
-  # Compilers older than gcc 8 and 11 know no VPOPCNTDQ and no AMX.
+  # Compilers older than gcc 8 and 11 know no VPOPCNTDQ and no AMX. Builds with sanitizers do without AVX-512: clang
+  # 14 takes minutes for each such file.
   set(BITM_AVX2_FLAGS -mavx2 -mfma -mf16c -mpopcnt)
   set(BITM_AVX512_FLAGS ${BITM_AVX2_FLAGS} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
   set(BITM_VNNI_FLAGS ${BITM_AVX512_FLAGS} -mavx512vnni)
