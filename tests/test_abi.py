@@ -91,7 +91,7 @@ def test_library_exports_the_header() -> None:
 def test_library_needs_libc_alone() -> None:
     listing = run(needs_tool("readelf"), "-d", library_path())
     needed = set(re.findall(r"\(NEEDED\).*\[(.*?)\]", listing))
-    allowed = r"(lib(c|m|pthread)|ld-linux-[\w-]+)\.so\.\d+"
+    allowed = r"(lib(c|dl|m|pthread)|ld-linux-[\w-]+)\.so\.\d+"
     assert all(re.fullmatch(allowed, name) for name in needed), needed
 
 

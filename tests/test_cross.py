@@ -24,7 +24,14 @@ from conftest import ROOT, run_command
 TARGETS = os.environ.get("BITM_CROSS", "").split()
 TEXT = "The river flows into the Atlantic [MASK]."
 MOST_BYTES = 1_500_000  # of the program for a board
-LIBC = {"libc.so.6", "libm.so.6", "libpthread.so.0", "ld-linux-aarch64.so.1", "ld-linux-armhf.so.3"}
+LIBC = {
+    "libc.so.6",
+    "libm.so.6",
+    "libdl.so.2",
+    "libpthread.so.0",
+    "ld-linux-aarch64.so.1",
+    "ld-linux-armhf.so.3",
+}
 ELF_MACHINE = {"aarch64": 183, "armv7": 40, "x86_64": 62}
 # Where Debian keeps the C library of another machine (libc6-arm64-cross, libc6-armhf-cross).
 SYSROOT = {"aarch64": "/usr/aarch64-linux-gnu", "armv7": "/usr/arm-linux-gnueabihf"}
