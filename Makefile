@@ -167,7 +167,7 @@ test-arm: dev build ## check kernels and hashes on emulated ARM processors (Debi
 	python tests/check_arm.py $(BUILD)-release/bitm build/aarch64-linux-gnu build/arm-linux-gnueabihf
 
 valgrind: build ## run the C tests under valgrind
-	for name in test_units test_session test_tokenizer torture 'checkkernels --seed 1'; do \
+	for name in test_units test_session test_tokenizer torture; do \
 	  echo "$$name"; \
 	  (cd $(BUILD)-release && valgrind --quiet --error-exitcode=99 --leak-check=full ./tests/$$name) || exit 1; \
 	done
