@@ -191,8 +191,9 @@ bench-models: dev ## make the models that bench/compare.py runs
 bench-compare: bench-models ## time bitm beside other engines (an hour)
 	python bench/compare.py --output bench/results/compare.json
 
-bench-tables: ## render bench/results into bench/README.md
+bench-tables: ## render bench/results into bench/README.md and docs/speed.svg
 	$(VENV)/bin/python bench/tables.py
+	$(VENV)/bin/python bench/picture.py
 
 # The quick forms of the following are tests: every run of the C tests replays the corpus and some mutants.
 FUZZ_SECONDS ?= 1800

@@ -54,8 +54,9 @@ def bench(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[st
     return run_command(sys.executable, str(ROOT / "bench" / script), *map(str, arguments))
 
 
-def test_tables_are_current() -> None:
-    done = bench("tables.py", "--check")
+@pytest.mark.parametrize("script", ["tables.py", "picture.py"])
+def test_what_is_drawn_of_results_is_current(script: str) -> None:
+    done = bench(script, "--check")
     assert done.returncode == 0, done.stderr
 
 
