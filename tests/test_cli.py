@@ -20,6 +20,7 @@ import pytest
 
 import bitm_formats
 from bitm import Model
+from bitm._native import why_no_gpu
 from bitm.cli import printable
 from conftest import run_command
 from tiny_models import classifier, config, encoder, masked_lm, vector
@@ -173,6 +174,10 @@ def test_version(tools: Tools) -> None:
         (["info", "a", "--activations", "int4"], "expected auto, int8, int16 or float32, found"),
         (["kernels", "--threads", "2"], "unrecognized arguments: --threads"),
         (["kernels", "--kernels", "gemm_w1a8=scalar"], "argument --kernels: needs a model"),
+        (["info", "a", "--device", "gpu"], "expected auto, cpu, cuda or cuda:N, found 'gpu'"),
+        (["verify", "a", "--device=cuda:1234"], "argument --device: expected auto, cpu, cuda or"),
+        (["kernels", "--device=cuda:"], "argument --device: expected auto, cpu, cuda or cuda:N"),
+        (["bench", "a", "--memory", "--device=cuda"], "--memory: tells of the CPU alone"),
     ],
 )
 def test_wrong_usage(tools: Tools, words: list[str], message: str) -> None:
@@ -255,6 +260,46 @@ def test_kernels_of_a_model(tools: Tools, tiny_model: Path) -> None:
         assert set(runs.values()) == {"scalar"}
     text = tools.output("kernels", tiny_model, *forced)
     assert re.search(r"^gemm_w1a8 +scalar +yes +yes +int8$", text, re.MULTILINE)
+
+
+# ---- --device ----
+
+no_gpu = pytest.mark.skipif(not why_no_gpu(), reason="expected: there is a GPU")
+
+
+@no_gpu
+@pytest.mark.parametrize("device", ["cuda", "cuda:3"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_without_a_gpu_the_reason_is_told(
+    tools: Tools, tiny_model: Path, command: str, device: str
+) -> None:
+    line = tools.complaint(1, command, tiny_model, "--device", device)
+    assert line == f"bitm: error: DEVICE: {tiny_model}: {why_no_gpu()}\n"
+
+
+@no_gpu
+def test_kernels_of_a_gpu_that_is_not_there(tools: Tools) -> None:
+    line = tools.complaint(1, "kernels", "--device=cuda")
+    assert line == f"bitm: error: DEVICE: {why_no_gpu()}\n"
+    assert tools.output("kernels", "--device=auto") == tools.output("kernels")
+
+
+@no_gpu
+def test_auto_is_the_cpu_where_there_is_no_gpu(tools: Tools, tiny_model: Path) -> None:
+    for device in ("auto", "cpu"):
+        assert tools.document("info", tiny_model, "--device", device)["device"] == "cpu"
+    assert tools.output("verify", tiny_model) == tools.output(
+        "verify", tiny_model, "--device", "cpu"
+    )
+
+
+def test_no_library_is_taken_from_the_current_folder(bitm_tool: Path, tmp_path: Path) -> None:
+    """Of a program that was found by its name the system tells no folder."""
+    (tmp_path / "libbitm_cuda.so").write_bytes(b"no library")
+    environment = {**os.environ, "PATH": str(bitm_tool.parent)}
+    done = run_command(bitm_tool.name, "kernels", "--device=cuda", cwd=tmp_path, env=environment)
+    assert done.returncode == 1
+    assert "libbitm_cuda.so is not beside the library of bitm" in done.stderr
 
 
 # ---- --memory ----
@@ -599,7 +644,7 @@ def test_bench(
     assert documents[0] == documents[1]
     assert documents[0]["length"] == (7 if model == "headless_model" else 40)
     with Model(path, threads=1) as opened:
-        for key in ("threads", "activations", "kernels"):
+        for key in ("threads", "activations", "device", "kernels"):
             assert documents[0][key] == opened.info[key]
 
 

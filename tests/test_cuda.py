@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ import bitm_formats
 from bitm import Model, _native
 from bitm.errors import BitmError, DeviceError
 from bitm_formats import Layout, ModelFile, Quantizer
+from conftest import run_command
 from tiny_models import classifier, config, masked_lm
 
 REASON = _native.why_no_gpu()
@@ -140,6 +144,29 @@ def test_best_tokens_are_those_of_the_cpu(tmp_path: Path) -> None:
         assert gpu.fill_mask(texts, top_k=400) == cpu.fill_mask(texts, top_k=400)
         targets = [f"w{i}" for i in range(0, 90, 3)]
         assert gpu.fill_mask(texts, 7, targets) == cpu.fill_mask(texts, 7, targets)
+
+
+def output_of(*words: object) -> str:
+    """What the command line of Python prints."""
+    done = run_command(sys.executable, "-m", "bitm.cli", *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_gpu
+def test_the_command_line_runs_models_there(tmp_path: Path) -> None:
+    path = tmp_path / "model.bitm"
+    bitm_formats.write(path, wide_model(np.random.default_rng(0)))
+    for words in (["verify", path], ["fill-mask", path, "w3 [MASK] w9"]):
+        on_cpu = output_of(*words, "--device=cpu")
+        assert output_of(*words, "--device=cuda") == output_of(*words) == on_cpu
+    info = json.loads(output_of("info", path, "--device=cuda:0", "--json"))
+    assert info["kernels"] == {}
+    assert re.search("; bits by .*, bytes by ", info["device"])
+    for listing in (("kernels",), ("kernels", path)):
+        assert output_of(*listing, "--device=cuda") == f"device           {info['device']}\n"
+        assert output_of(*listing).startswith("op ")
+    assert f"device       {info['device']}\n" in output_of("bench", path, "--repeat=1")
 
 
 @needs_gpu

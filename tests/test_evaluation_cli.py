@@ -18,6 +18,7 @@ import pytest
 import bitm_formats
 import tiny_models
 from bitm import BitmError, cli
+from bitm._native import why_no_gpu
 from bitm.evaluation import plots
 from bitm.evaluation.command import Bar
 from bitm.evaluation.masking import PROTOCOLS
@@ -237,6 +238,14 @@ def test_without_matplotlib(
     with pytest.raises(BitmError, match=r"pip install 'bitm\[plot\]'") as caught:
         plots.require()
     assert caught.value.name == "UNSUPPORTED"
+
+
+def test_without_a_gpu_the_reason_is_told(tiny_model: Path, data: Path) -> None:
+    if not why_no_gpu():
+        pytest.skip("expected: there is a GPU")
+    done = run(tiny_model, "--data", data, "--device", "cuda")
+    assert done.returncode == 1
+    assert done.stderr == f"bitm: error: DEVICE: {tiny_model}: {why_no_gpu()}\n"
 
 
 def test_a_page_that_cannot_be_written(tiny_model: Path, data: Path, tmp_path: Path) -> None:

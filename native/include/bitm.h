@@ -109,7 +109,8 @@ typedef struct bitm_model_options {
     void (*release)(void *context, void *memory);
     void *allocator_context;
     /* What runs the model: "cpu", "cuda", "cuda:N" for device number N, or "auto": the first GPU
-     * that can, otherwise the CPU; NULL: "cpu".  A GPU needs libbitm_cuda beside this library. */
+     * that can, otherwise the CPU; NULL: "cpu".  A GPU needs libbitm_cuda beside this library, or
+     * beside the program that this library is linked into. */
     const char *device;
 } bitm_model_options;
 
@@ -163,12 +164,13 @@ typedef struct bitm_model_properties {
 BITM_API bitm_status bitm_model_info(const bitm_model *model, bitm_model_properties *properties,
                                      bitm_error *err);
 
-/* What runs the model, in one line: "cpu", or "cuda:0: " and the device's name.  Owned by the
- * model; NULL where model is. */
+/* What runs the model, in one line: "cpu", or "cuda:0: ", the device's name and its products. Owned
+ * by the model; NULL where model is. */
 BITM_API const char *bitm_model_device(const bitm_model *model);
 
-/* Why no GPU can be used, in one line, or how many can: err->message is filled either way. */
-BITM_API bitm_status bitm_device_probe(bitm_error *err);
+/* What a device, named as in bitm_model_options (NULL or "auto": the first GPU), is, or why it
+ * cannot be used: err->message is filled either way, with one line. */
+BITM_API bitm_status bitm_device_probe(const char *device, bitm_error *err);
 
 /* The value of a metadata key (not terminated, owned by the model), or NULL; n_bytes may be NULL.
  */

@@ -9,7 +9,7 @@
 
 #include "network.h"
 
-enum { BITM_DEVICE_VERSION = 1 };
+enum { BITM_DEVICE_VERSION = 2 };
 
 /* Where the network's pointers lead: the file, and what was made when it was bound. */
 typedef struct bitm_device_memory {
@@ -58,6 +58,8 @@ typedef struct bitm_device_api {
 
     /* The number of devices; BITM_DEVICE, and why, where there is none. */
     bitm_status (*count)(uint32_t *n, bitm_error *err);
+    /* One line: the device, and the products that run there. */
+    bitm_status (*describe)(uint32_t device, char *text, size_t n_bytes, bitm_error *err);
 
     /* Uploads a network.  The model keeps pointers to its configuration and quantizers, which must
      * outlive it. */
@@ -65,7 +67,7 @@ typedef struct bitm_device_api {
                                 const bitm_device_memory memory[2], bitm_device_model **model,
                                 bitm_error *err);
     void (*model_free)(bitm_device_model *model);
-    /* One line: the device, and the products that run there.  Owned by the model. */
+    /* The line of its device.  Owned by the model. */
     const char *(*model_description)(const bitm_device_model *model);
     uint64_t (*model_bytes)(const bitm_device_model *model);
 

@@ -123,15 +123,6 @@ static bitm_status find_devices(const bitm_device_api **api, uint32_t *n, bitm_e
     return (*api)->count(n, err);
 }
 
-bitm_status bitm_device_probe(bitm_error *err)
-{
-    const bitm_device_api *api;
-    uint32_t n = 0;
-    BITM_TRY(find_devices(&api, &n, err));
-    (void)bitm_fail(err, BITM_OK, "%u CUDA device%s", n, n == 1 ? "" : "s");
-    return BITM_OK;
-}
-
 /* "cuda" or "cuda:N" with N below 1000. */
 static bitm_status read_device(const char *name, uint32_t *number, bitm_error *err)
 {
@@ -151,20 +142,42 @@ static bitm_status read_device(const char *name, uint32_t *number, bitm_error *e
     return BITM_OK;
 }
 
+/* The device of this name, "auto" being the first. */
+static bitm_status find_device(const char *name, const bitm_device_api **api, uint32_t *number,
+                               bitm_error *err)
+{
+    uint32_t n_devices = 0;
+    *number = 0;
+    if (strcmp(name, "auto") != 0) BITM_TRY(read_device(name, number, err));
+    BITM_TRY(find_devices(api, &n_devices, err));
+    BITM_CHECK(*number < n_devices, BITM_DEVICE, err, "there is no cuda:%u: %u device%s", *number,
+               n_devices, n_devices == 1 ? "" : "s");
+    return BITM_OK;
+}
+
+bitm_status bitm_device_probe(const char *device, bitm_error *err)
+{
+    const bitm_device_api *api = NULL;
+    uint32_t number = 0;
+    char line[256] = "cpu";
+    if (device == NULL || strcmp(device, "cpu") != 0) {
+        BITM_TRY(find_device(device != NULL ? device : "auto", &api, &number, err));
+        BITM_TRY(api->describe(number, line, sizeof line, err));
+    }
+    return bitm_fail(err, BITM_OK, "%s", line);
+}
+
 /* Puts the opened model on the device of this name; without one, or with "auto" where none can run
  * it, it stays on the CPU. */
 static bitm_status use_device(bitm_model *model, const char *name, bitm_error *err)
 {
-    uint32_t number = 0, n_devices = 0;
+    uint32_t number = 0;
     if (name == NULL || strcmp(name, "cpu") == 0) return BITM_OK;
     bool any = strcmp(name, "auto") == 0;
-    if (!any) BITM_TRY(read_device(name, &number, err));
     const bitm_device_api *api = NULL;
-    bitm_status status = find_devices(&api, &n_devices, any ? NULL : err);
+    bitm_status status = find_device(name, &api, &number, any ? NULL : err);
     if (any && status != BITM_OK) return BITM_OK;
     BITM_TRY(status);
-    BITM_CHECK(number < n_devices, BITM_DEVICE, err, "there is no cuda:%u: %u device%s", number,
-               n_devices, n_devices == 1 ? "" : "s");
     const bitm_device_memory memory[2] = {
         {model->file.bytes, (size_t)model->file.header->file_bytes},
         {model->arena_base, model->allocation_bytes}};
@@ -395,7 +408,8 @@ size_t bitm_kernels(const bitm_model *model, bitm_kernel *kernels, size_t capaci
         return bitm_kernels_list(&table, NULL, kernels, capacity);
     }
     uint64_t ops[BITM_ACTIVATIONS_FLOAT32 + 1] = {0};
-    for (int mode = BITM_ACTIVATIONS_INT8; mode <= BITM_ACTIVATIONS_FLOAT32; mode++)
+    for (int mode = BITM_ACTIVATIONS_INT8;
+         mode <= BITM_ACTIVATIONS_FLOAT32 && model->device == NULL; mode++)
         ops[mode] = bitm_backend_ops(&model->network, (bitm_activations)mode);
     return bitm_kernels_list(&model->kernels, ops, kernels, capacity);
 }

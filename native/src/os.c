@@ -368,16 +368,32 @@ uint64_t bitm_os_process_id(void)
 /* An address of this library's, to find its file by. */
 static const char here;
 
+/* The path of the file that this code was loaded from.  Of a program that was found by its name
+ * alone dladdr tells no more than that name, which must not lead into the current folder. */
+static bool own_path(char *path, size_t n_bytes)
+{
+    Dl_info info;
+    if (dladdr(&here, &info) != 0 && info.dli_fname != NULL &&
+        strchr(info.dli_fname, '/') != NULL) {
+        int n = snprintf(path, n_bytes, "%s", info.dli_fname);
+        return n > 0 && (size_t)n < n_bytes;
+    }
+    ssize_t n = readlink("/proc/self/exe", path, n_bytes - 1);
+    if (n < 0) return false;
+    path[n] = '\0';
+    return true;
+}
+
 bitm_status bitm_os_library_symbol(const char *name, const char *symbol, void **found,
                                    bitm_error *err)
 {
-    Dl_info info;
-    char path[4096];
-    const char *slash = NULL;
-    if (dladdr(&here, &info) != 0 && info.dli_fname != NULL) slash = strrchr(info.dli_fname, '/');
-    int folder_bytes = slash != NULL ? (int)(slash - info.dli_fname) : 1;
-    const char *folder = slash != NULL ? info.dli_fname : ".";
-    int n = snprintf(path, sizeof path, "%.*s/lib%s." LIBRARY_SUFFIX, folder_bytes, folder, name);
+    char self[4096], path[4096 + 64];
+    const char *slash = own_path(self, sizeof self) ? strrchr(self, '/') : NULL;
+    if (slash == NULL)
+        return bitm_fail(err, BITM_UNSUPPORTED,
+                         "cannot tell where lib%s." LIBRARY_SUFFIX " would be", name);
+    int n =
+        snprintf(path, sizeof path, "%.*s/lib%s." LIBRARY_SUFFIX, (int)(slash - self), self, name);
     if (n < 0 || (size_t)n >= sizeof path || access(path, R_OK) != 0)
         return bitm_fail(err, BITM_UNSUPPORTED,
                          "lib%s." LIBRARY_SUFFIX " is not beside the library of bitm", name);

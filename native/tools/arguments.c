@@ -52,9 +52,25 @@ static uint32_t find_word(const char *text, const char *const *words, uint32_t n
     return i;
 }
 
+/* Whether text is the name of a device: cuda:N has one to three digits. */
+static bool is_device(const char *text)
+{
+    if (strcmp(text, "auto") == 0 || strcmp(text, "cpu") == 0 || strcmp(text, "cuda") == 0)
+        return true;
+    uint32_t number;
+    return strncmp(text, "cuda:", 5) == 0 && strlen(text) <= 8 &&
+           read_number(text + 5, 0, 999, &number);
+}
+
 /* ---- Options ---- */
 
-typedef enum value_kind { VALUE_NONE, VALUE_TEXT, VALUE_NUMBER, VALUE_WORD } value_kind;
+typedef enum value_kind {
+    VALUE_NONE,
+    VALUE_TEXT,
+    VALUE_DEVICE,
+    VALUE_NUMBER,
+    VALUE_WORD
+} value_kind;
 
 static const struct option {
     const char *name;
@@ -75,6 +91,14 @@ static const struct option {
     {"--repeat", OPTION_REPEAT, VALUE_NUMBER, PLACE(repeat), 1, 1000000, "1 to 1000000", {0}},
     {"--warmup", OPTION_WARMUP, VALUE_NUMBER, PLACE(warmup), 0, 1000000, "0 to 1000000", {0}},
     {"--kernels", OPTION_KERNELS, VALUE_TEXT, PLACE(kernels), 0, 0, "", {0}},
+    {"--device",
+     OPTION_DEVICE,
+     VALUE_DEVICE,
+     PLACE(device),
+     0,
+     0,
+     "auto, cpu, cuda or cuda:N",
+     {0}},
     {"--targets", OPTION_TARGETS, VALUE_TEXT, PLACE(targets), 0, 0, "", {0}},
     {"--activations",
      OPTION_ACTIVATIONS,
@@ -125,9 +149,9 @@ static bool looks_like_option(const char *word)
 static bool read_value(const struct option *option, const char *value, bitm_arguments *arguments)
 {
     void *place = (char *)arguments + option->place;
-    if (option->kind == VALUE_TEXT) {
+    if (option->kind == VALUE_TEXT || option->kind == VALUE_DEVICE) {
         *(const char **)place = value;
-        return true;
+        return option->kind == VALUE_TEXT || is_device(value);
     }
     uint32_t number = 0;
     bool good;
@@ -181,6 +205,11 @@ static bool take_positionals(const bitm_command *command, size_t n, char **words
     }
     if (n_models == 0 && arguments->kernels != NULL) {
         bitm_usage_error(command->name, "argument --kernels: needs a model");
+        return false;
+    }
+    if (arguments->memory && arguments->device != NULL &&
+        strncmp(arguments->device, "cuda", 4) == 0) {
+        bitm_usage_error(command->name, "argument --memory: tells of the CPU alone");
         return false;
     }
     arguments->model = n > 0 ? words[0] : NULL;

@@ -177,6 +177,7 @@ static bitm_status write_text(bitm_writer *w, const bench *b, bitm_error *err)
     bitm_write(w, "\n%-12s %u x %u tokens, %u runs\n", "input", arguments->batch, b->length,
                arguments->repeat);
     bitm_write(w, "%-12s %s\n", "activations", bitm_tool_mode_name(bitm_tool_mode(arguments)));
+    bitm_write(w, "%-12s %s\n", "device", bitm_model_device(b->model));
     bitm_write(w, "%-12s %u\n", "threads", bitm_session_threads(b->session));
     bitm_write(w, "%-12s ", "kernels");
     BITM_TOOL_TRY(bitm_tool_write_kernels(w, b->model, arguments, err));
@@ -226,6 +227,8 @@ static bitm_status write_json(bitm_writer *w, const bench *b, bitm_error *err)
     }
     bitm_json_key(w, "activations");
     bitm_json_string(w, bitm_tool_mode_name(bitm_tool_mode(arguments)));
+    bitm_json_key(w, "device");
+    bitm_json_string(w, bitm_model_device(b->model));
     bitm_json_key(w, "kernels");
     BITM_TOOL_TRY(bitm_tool_write_kernels(w, b->model, arguments, err));
     bitm_json_key(w, "runs");

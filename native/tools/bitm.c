@@ -57,7 +57,9 @@ bitm_status bitm_tool_allocate(void **memory, size_t n, size_t element_bytes, bi
 bitm_status bitm_tool_open(const bitm_arguments *arguments, bitm_model **model,
                            bitm_model_properties *properties, bitm_error *err)
 {
-    bitm_model_options options = {.struct_size = sizeof options, .kernels = arguments->kernels};
+    bitm_model_options options = {.struct_size = sizeof options,
+                                  .kernels = arguments->kernels,
+                                  .device = arguments->device != NULL ? arguments->device : "auto"};
     *properties = (bitm_model_properties){.struct_size = sizeof *properties};
     BITM_TOOL_TRY(bitm_model_open(arguments->model, &options, model, err));
     return bitm_model_info(*model, properties, err);
@@ -139,7 +141,10 @@ bitm_status bitm_tool_write_kernels(bitm_writer *w, const bitm_model *model,
             comma = ",";
         }
     }
-    if (json) bitm_json_close(w, '}');
+    if (json)
+        bitm_json_close(w, '}');
+    else if (comma[0] == '\0')
+        bitm_write(w, "-");
     free(kernels);
     return BITM_OK;
 }

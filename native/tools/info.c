@@ -133,7 +133,7 @@ static bitm_status write_runtime(bitm_writer *w, const facts *f, bitm_error *err
     bitm_write(w, "%s%s\n", bitm_tool_mode_name(bitm_tool_mode(f->arguments)),
                f->properties.quantizes_activations != 0 ? " where the file defines none" : "");
     write_row(w, "device");
-    bitm_write(w, "cpu\n");
+    bitm_write(w, "%s\n", bitm_model_device(f->model));
     write_row(w, "threads");
     bitm_write(w, "%u\n", f->n_threads);
     write_row(w, "memory");
@@ -233,7 +233,7 @@ static bitm_status write_json(bitm_writer *w, const facts *f, bitm_error *err)
     bitm_json_key(w, "activations");
     bitm_json_string(w, bitm_tool_mode_name(bitm_tool_mode(f->arguments)));
     bitm_json_key(w, "device");
-    bitm_json_string(w, "cpu");
+    bitm_json_string(w, bitm_model_device(f->model));
     bitm_json_key(w, "threads");
     bitm_json_integer(w, f->n_threads);
     bitm_json_key(w, "kernels");
@@ -348,32 +348,72 @@ static void write_kernel_list(bitm_writer *w, const bitm_kernel *kernels, size_t
     }
 }
 
+/* A GPU runs none of them: one line tells what it has instead. */
+static void write_device(bitm_writer *w, const char *device, bool json)
+{
+    if (json) {
+        bitm_json_open(w, '{');
+        bitm_json_key(w, "device");
+        bitm_json_string(w, device);
+        bitm_json_close(w, '}');
+    } else {
+        write_row(w, "device");
+        bitm_write(w, "%s\n", device);
+    }
+}
+
+static bitm_status list_kernels(const bitm_model *model, bitm_writer *w, bool json, bitm_error *err)
+{
+    bitm_kernel *kernels;
+    size_t n;
+    BITM_TOOL_TRY(bitm_tool_list_kernels(model, &kernels, &n, err));
+    write_kernel_list(w, kernels, n, json);
+    free(kernels);
+    return BITM_OK;
+}
+
+/* Those of the CPU unless --device asks for others. */
 static bitm_status run_kernels(const bitm_arguments *arguments, bitm_writer *w, bitm_error *err)
 {
     bitm_model *model = NULL;
     bitm_model_properties properties;
-    bitm_kernel *kernels = NULL;
-    size_t n;
+    bitm_error probed = {0};
+    bitm_arguments chosen = *arguments;
+    if (chosen.device == NULL) chosen.device = "cpu";
+    const char *device = "cpu";
+    if (chosen.model != NULL) {
+        BITM_TOOL_TRY(bitm_tool_open(&chosen, &model, &properties, err));
+        device = bitm_model_device(model);
+    } else if (bitm_device_probe(chosen.device, &probed) == BITM_OK) {
+        device = probed.message;
+    } else if (strcmp(chosen.device, "auto") != 0) {
+        *err = probed;
+        return probed.status;
+    }
     bitm_status status = BITM_OK;
-    if (arguments->model != NULL) status = bitm_tool_open(arguments, &model, &properties, err);
-    if (status == BITM_OK) status = bitm_tool_list_kernels(model, &kernels, &n, err);
-    if (status == BITM_OK) write_kernel_list(w, kernels, n, arguments->json);
-    free(kernels);
+    if (strcmp(device, "cpu") != 0)
+        write_device(w, device, arguments->json);
+    else
+        status = list_kernels(model, w, arguments->json, err);
     bitm_model_close(model);
     return status;
 }
 
 const bitm_command bitm_command_kernels = {
     .name = "kernels",
-    .options = OPTION_KERNELS | OPTION_JSON,
+    .options = OPTION_DEVICE | OPTION_KERNELS | OPTION_JSON,
     .help =
         "usage: bitm kernels [model.bitm] [options]\n"
         "\n"
         "Lists the kernels, best first within an operation: whether this machine can run them,\n"
         "whether they are chosen for their operation, and with which arithmetic of activations\n"
-        "the model runs them.\n"
+        "the model runs them. With --device cuda it tells what a GPU multiplies with instead, or\n"
+        "why none can be used.\n"
         "\n"
         "options:\n"
+        "  --device WHICH        cpu, cuda, cuda:N (GPU number N), or auto: a GPU where one can "
+        "be\n"
+        "                        used, otherwise the CPU (default: cpu)\n"
         "  --kernels OP=VARIANT,...\n"
         "                        forces kernels of the model\n" BITM_HELP_OPTIONS "\n"
         "example:\n"

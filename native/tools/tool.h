@@ -86,13 +86,14 @@ typedef enum bitm_tool_option {
     OPTION_WARMUP = 1 << 9,
     OPTION_POSITIONS = 1 << 10,
     OPTION_POOLING = 1 << 11,
-    OPTION_MEMORY = 1 << 12
+    OPTION_MEMORY = 1 << 12,
+    OPTION_DEVICE = 1 << 13
 } bitm_tool_option;
 
 /* The options of a command that runs a model. */
 enum {
-    OPTIONS_TO_RUN = OPTION_THREADS | OPTION_ACTIVATIONS | OPTION_KERNELS | OPTION_MEMORY |
-    OPTION_JSON
+    OPTIONS_TO_RUN = OPTION_DEVICE | OPTION_THREADS | OPTION_ACTIVATIONS | OPTION_KERNELS |
+    OPTION_MEMORY | OPTION_JSON
 };
 
 typedef enum bitm_tool_positions {
@@ -107,8 +108,9 @@ typedef struct bitm_arguments {
     const char *model; /* NULL where the command can do without */
     char *const *texts;
     size_t n_texts;
-    const char *kernels; /* NULL: not given */
+    const char *kernels; /* NULL: not given, as the following */
     const char *targets;
+    const char *device;
     uint32_t activations; /* bitm_activations */
     uint32_t threads;     /* 0: not given */
     uint32_t top_k;
@@ -157,7 +159,8 @@ void bitm_complain(const char *kind, const char *text);
 
 /* ---- Models (bitm.c) ---- */
 
-/* Opens the model of the arguments, with their kernels, and tells its properties. */
+/* Opens the model of the arguments, on their device with their kernels, and tells its properties.
+ */
 bitm_status bitm_tool_open(const bitm_arguments *arguments, bitm_model **model,
                            bitm_model_properties *properties, bitm_error *err);
 
@@ -184,7 +187,8 @@ uint32_t bitm_tool_mode(const bitm_arguments *arguments);
 /* "int8" for BITM_ACTIVATIONS_INT8. */
 const char *bitm_tool_mode_name(uint32_t mode);
 
-/* Adds the kernels that the model runs, as --kernels takes them or as a JSON object. */
+/* Adds the kernels that the model runs, as --kernels takes them ("-": none, a GPU runs it) or as a
+ * JSON object. */
 bitm_status bitm_tool_write_kernels(bitm_writer *w, const bitm_model *model,
                                     const bitm_arguments *arguments, bitm_error *err);
 
@@ -227,13 +231,15 @@ extern const bitm_command bitm_command_kernels;
 
 /* What the help of commands that run a model ends with. */
 #define BITM_HELP_OPTIONS_TO_RUN                                                                   \
+    "  --device WHICH        cpu, cuda, cuda:N (GPU number N), or auto: a GPU where one can be\n"  \
+    "                        used, otherwise the CPU (default: auto)\n"                            \
     "  --threads N           threads of a run (default: the CPUs that this process may use)\n"     \
     "  --activations MODE    auto, int8, int16 or float32 (default: auto, which is int16)\n"       \
     "  --kernels OP=VARIANT,...\n"                                                                 \
     "                        forces kernels, for measurements; see 'bitm "                         \
     "kernels'\n"                                                                                   \
-    "  --memory              tell the memory that this would take, and do nothing "                \
-    "else\n" BITM_HELP_OPTIONS
+    "  --memory              tell the memory that this would take on the CPU, and do nothing\n"    \
+    "                        else\n" BITM_HELP_OPTIONS
 #define BITM_HELP_OPTIONS                                                                          \
     "  --json                print one JSON document\n"                                            \
     "  --help                print this text\n"                                                    \

@@ -52,7 +52,18 @@ def version() -> str:
 def why_no_gpu() -> str:
     """Returns in one line why no GPU can be used; "" where one can."""
     error = ffi.new("bitm_error *")
-    return "" if lib.bitm_device_probe(error) == 0 else _string(error.message)
+    return "" if lib.bitm_device_probe(ffi.NULL, error) == 0 else _string(error.message)
+
+
+def describe_device(name: str) -> str:
+    """Returns in one line what a device is: "cpu", or a GPU and what it multiplies with.
+
+    Raises:
+        DeviceError: `name` ("cpu", "auto", "cuda", "cuda:N") cannot be used.
+    """
+    error = ffi.new("bitm_error *")
+    _check(lib.bitm_device_probe(name.encode(), error), error)
+    return _string(error.message)
 
 
 def _string(pointer: Any) -> str:

@@ -60,11 +60,14 @@ HELP_OPTIONS = """\
   --version             print the version of bitm
 """
 HELP_OPTIONS_TO_RUN = f"""\
+  --device WHICH        cpu, cuda, cuda:N (GPU number N), or auto: a GPU where one can be
+                        used, otherwise the CPU (default: auto)
   --threads N           threads of a run (default: the CPUs that this process may use)
   --activations MODE    auto, int8, int16 or float32 (default: auto, which is int16)
   --kernels OP=VARIANT,...
                         forces kernels, for measurements; see 'bitm kernels'
-  --memory              tell the memory that this would take, and do nothing else
+  --memory              tell the memory that this would take on the CPU, and do nothing
+                        else
 {HELP_OPTIONS}"""
 HELP = {
     "": """\
@@ -195,6 +198,8 @@ options:
   --compare FILE ...    more models, in one table with the first
   --report FILE         writes a page of HTML with plots; needs matplotlib: bitm[plot]
   --plots FOLDER        writes the plots as PNG; needs matplotlib: bitm[plot]
+  --device WHICH        cpu, cuda, cuda:N (GPU number N), or auto: a GPU where one can be
+                        used, otherwise the CPU (default: auto)
   --threads N           threads of a run (default: the CPUs that this process may use)
   --activations MODE,...
                         auto, int8, int16 or float32, or several (default: auto, which is int16)
@@ -209,9 +214,12 @@ usage: bitm kernels [model.bitm] [options]
 
 Lists the kernels, best first within an operation: whether this machine can run them,
 whether they are chosen for their operation, and with which arithmetic of activations
-the model runs them.
+the model runs them. With --device cuda it tells what a GPU multiplies with instead, or
+why none can be used.
 
 options:
+  --device WHICH        cpu, cuda, cuda:N (GPU number N), or auto: a GPU where one can be
+                        used, otherwise the CPU (default: cpu)
   --kernels OP=VARIANT,...
                         forces kernels of the model
 {HELP_OPTIONS}
@@ -311,6 +319,15 @@ class _Parser(argparse.ArgumentParser):
     def choice(self, name: str, choices: tuple[str, ...], default: str) -> None:
         self.add_argument(name, type=partial(_one_of, choices), default=default)
 
+    def device(self, default: str) -> None:
+        def read(text: str) -> str:
+            if re.fullmatch("auto|cpu|cuda(:[0-9]{1,3})?", text):
+                return text
+            expected = "expected auto, cpu, cuda or cuda:N"
+            raise argparse.ArgumentTypeError(f"{expected}, found '{text}'")
+
+        self.add_argument("--device", type=read, default=default)
+
     def choices(self, name: str, choices: tuple[str, ...], default: str) -> None:
         def read(text: str) -> list[str]:
             return [_one_of(choices, word) for word in text.split(",")]
@@ -330,6 +347,7 @@ def _parser(command: str) -> _Parser:
     parser.add_argument("model", nargs="?" if command in ("fill-mask", "kernels") else None)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--kernels")
+    parser.device("cpu" if command == "kernels" else "auto")
     if command != "kernels":
         parser.number("--threads", 1, 1024, None)
     if command == "eval":
@@ -373,6 +391,8 @@ def _parse(command: str, words: list[str]) -> argparse.Namespace:
     arguments = _parser(command).parse_intermixed_args(words)
     if command == "kernels" and arguments.model is None and arguments.kernels is not None:
         raise _UsageError("argument --kernels: needs a model")
+    if getattr(arguments, "memory", False) and arguments.device.startswith("cuda"):
+        raise _UsageError("argument --memory: tells of the CPU alone")
     if command == "fill-mask" and not _is_path(arguments.model):
         arguments.texts = [text for text in (arguments.model, *arguments.texts) if text is not None]
         arguments.model = None
@@ -390,6 +410,7 @@ def _open(arguments: argparse.Namespace, activations: str | None = None) -> Mode
     return Model(
         arguments.model or demo_path(),
         threads=arguments.threads,
+        device=arguments.device,
         activations=activations or arguments.activations,
         kernels=arguments.kernels,
     )
@@ -470,8 +491,8 @@ def _in_file(info: Mapping[str, Any]) -> str:
 
 
 def _chosen(kernels: Mapping[str, str]) -> str:
-    """As --kernels takes them."""
-    return ",".join(f"{op}={variant}" for op, variant in kernels.items())
+    """As --kernels takes them; a model on a GPU runs none."""
+    return ",".join(f"{op}={variant}" for op, variant in kernels.items()) or "-"
 
 
 def _runs_it(info: Mapping[str, Any]) -> str:
@@ -712,6 +733,7 @@ def _bench_text(document: Mapping[str, Any]) -> str:
             f"{document['batch']} x {document['length']} tokens, {document['repeat']} runs",
         ),
         ("activations", document["activations"]),
+        ("device", document["device"]),
         ("threads", document["threads"]),
         ("kernels", _chosen(document["kernels"])),
     ]
@@ -743,6 +765,7 @@ def _run_bench(arguments: argparse.Namespace) -> None:
         "repeat": arguments.repeat,
         "threads": info["threads"],
         "activations": info["activations"],
+        "device": info["device"],
         "kernels": info["kernels"],
         "runs": runs,
         "version": info["version"],
@@ -839,14 +862,37 @@ def _run_eval(arguments: argparse.Namespace) -> None:
 # ---- kernels ----
 
 
+def _device_without_model(name: str) -> str:
+    """Returns what a device is; "cpu" for "auto" where no GPU can be used."""
+    from bitm._native import describe_device
+    from bitm.errors import DeviceError
+
+    try:
+        return describe_device(name)
+    except DeviceError:
+        if name != "auto":
+            raise
+        return "cpu"
+
+
 def _run_kernels(arguments: argparse.Namespace) -> None:
+    """Lists those of the CPU unless --device asks for a GPU, which runs none of them."""
     from bitm._native import Library, default_kernels
 
     if arguments.model is None:
+        device = _device_without_model(arguments.device)
         kernels = default_kernels()
     else:
-        with contextlib.closing(Library(arguments.model, arguments.kernels)) as library:
+        model = Library(arguments.model, arguments.kernels, arguments.device)
+        with contextlib.closing(model) as library:
+            device = library.device
             kernels = library.kernels()
+    if device != "cpu":
+        if arguments.json:
+            _print_json({"device": device})
+        else:
+            _print(_row("device", device))
+        return
     if arguments.json:
         _print_json({"kernels": kernels})
         return

@@ -94,6 +94,7 @@ template <typename T> const T *on_device(const bitm_device_model *model, const T
     return NULL;
 }
 
+bitm_status describe(uint32_t device, char *text, size_t n_bytes, bitm_error *err);
 bitm_status model_create(uint32_t device, const bitm_network *network,
                          const bitm_device_memory memory[2], bitm_device_model **model,
                          bitm_error *err);

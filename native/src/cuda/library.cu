@@ -27,9 +27,9 @@ static uint64_t model_bytes(const bitm_device_model *model)
 }
 
 static const bitm_device_api api = {
-    BITM_DEVICE_VERSION, sizeof api,   count,          model_create, model_free,
-    model_description,   model_bytes,  session_plan,   session_create, session_free,
-    session_encode,      session_finish,
+    BITM_DEVICE_VERSION, sizeof api,   count,          describe,     model_create,
+    model_free,          model_description, model_bytes, session_plan, session_create,
+    session_free,        session_encode,    session_finish,
 };
 
 } // namespace bitm

@@ -205,25 +205,62 @@ static bitm_status upload(bitm_device_model *model, bitm_error *err)
     return BITM_OK;
 }
 
-static bitm_status describe(bitm_device_model *model, bitm_error *err)
+/* Whether the code that this device runs has the products of Hopper: the device tells. */
+static bitm_status find_wgmma(uint32_t *found, bitm_error *err)
+{
+    uint32_t *has;
+    BITM_CUDA_TRY(cudaMalloc((void **)&has, sizeof *has), "memory on the device", err);
+    BITM_LAUNCH(has_wgmma_kernel, 1, 1, 0, 0, has);
+    cudaError_t error = cudaMemcpy(found, has, sizeof *has, cudaMemcpyDeviceToHost);
+    (void)cudaFree(has);
+    BITM_CUDA_TRY(error, "running on the device", err);
+    return BITM_OK;
+}
+
+/* The conditions are those of gemm.cuh, in terms of the code that was chosen for the device: 80 for
+ * sm_80. */
+static const char *products_of_bits(int code, bool wgmma)
+{
+    return wgmma ? "wgmma b1" : code >= 80 && code <= 90 ? "mma b1" : "popc";
+}
+
+static const char *products_of_bytes(int code, bool wgmma)
+{
+    if (wgmma) return "wgmma s8";
+    return code >= 80 ? "mma s8" : code >= 61 && code != 62 ? "dp4a" : "imad";
+}
+
+bitm_status describe(uint32_t device, char *text, size_t n_bytes, bitm_error *err)
+{
+    cudaDeviceProp properties;
+    cudaFuncAttributes code;
+    uint32_t has_wgmma = 0;
+    BITM_CUDA_TRY(cudaSetDevice((int)device), "choosing the device", err);
+    BITM_CUDA_TRY(cudaGetDeviceProperties(&properties, (int)device), "asking for the device", err);
+    BITM_CUDA_TRY(cudaFuncGetAttributes(&code, (const void *)has_wgmma_kernel),
+                  "asking for the device's code", err);
+    bitm_status status = find_wgmma(&has_wgmma, err);
+    if (status != BITM_OK) return status;
+    bool wgmma = has_wgmma != 0;
+    (void)snprintf(text, n_bytes,
+                   "cuda:%u: %.128s, compute capability %d.%d, %d multiprocessors; bits by %s, bytes "
+                   "by %s",
+                   device, properties.name, properties.major, properties.minor,
+                   properties.multiProcessorCount, products_of_bits(code.binaryVersion, wgmma),
+                   products_of_bytes(code.binaryVersion, wgmma));
+    return BITM_OK;
+}
+
+static bitm_status ask_device(bitm_device_model *model, bitm_error *err)
 {
     cudaDeviceProp properties;
     BITM_CUDA_TRY(cudaGetDeviceProperties(&properties, model->device), "asking for the device",
                   err);
     model->shared_bytes = properties.sharedMemPerBlockOptin > 0 ? properties.sharedMemPerBlockOptin
                                                                 : properties.sharedMemPerBlock;
-    uint32_t *has;
-    BITM_CUDA_TRY(cudaMalloc((void **)&has, sizeof *has), "memory on the device", err);
-    BITM_LAUNCH(has_wgmma_kernel, 1, 1, 0, 0, has);
-    cudaError_t error =
-        cudaMemcpy(&model->has_wgmma, has, sizeof *has, cudaMemcpyDeviceToHost);
-    (void)cudaFree(has);
-    BITM_CUDA_TRY(error, "running on the device", err);
-    (void)snprintf(model->description, sizeof model->description,
-                   "cuda:%d: %.128s, compute capability %d.%d, %d multiprocessors", model->device,
-                   properties.name, properties.major, properties.minor,
-                   properties.multiProcessorCount);
-    return BITM_OK;
+    bitm_status status = find_wgmma(&model->has_wgmma, err);
+    if (status != BITM_OK) return status;
+    return describe((uint32_t)model->device, model->description, sizeof model->description, err);
 }
 
 bitm_status model_create(uint32_t device, const bitm_network *network,
@@ -242,7 +279,7 @@ bitm_status model_create(uint32_t device, const bitm_network *network,
     created->network = *network;
     created->memory[0] = memory[0];
     created->memory[1] = memory[1];
-    bitm_status status = describe(created, err);
+    bitm_status status = ask_device(created, err);
     if (status == BITM_OK) status = upload(created, err);
     if (status != BITM_OK) {
         model_free(created);

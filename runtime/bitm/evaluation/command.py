@@ -89,7 +89,11 @@ def _evaluate(
     bar = Bar(f"{name} {mode}" if len(arguments.activations) > 1 else name)
     try:
         with Model(
-            path, threads=arguments.threads, activations=mode, kernels=arguments.kernels
+            path,
+            threads=arguments.threads,
+            device=arguments.device,
+            activations=mode,
+            kernels=arguments.kernels,
         ) as model:
             return evaluate(model, settings, name, bar)
     except BitmError as error:
