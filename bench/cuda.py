@@ -1,16 +1,15 @@
 """BERT-base on a GPU: bitm beside PyTorch, in one interleaved run.
 
-`python bench/cuda.py [--json FILE]` makes a 1-bit model of random weights, runs its encoder and
-PyTorch's (float16 and bfloat16, compiled with max-autotune's CUDA graphs where they are to be had),
-and prints medians by the wall clock beside the floors that arithmetic and memory set.
+`python bench/cuda.py --output bench/results/cuda.json` makes 1-bit models of random weights, runs
+their encoders and PyTorch's (float16 and bfloat16, compiled, with CUDA graphs), and writes medians
+by the wall clock beside the floors that arithmetic and memory set.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
-import platform
+import importlib.metadata
 import statistics
 import sys
 import tempfile
@@ -20,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+import tables
+from machine import provenance, write_results
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "formats")]
@@ -31,6 +33,7 @@ from bitm_formats import Config, DType, Layout, ModelFile, Quantizer, Tensor  # 
 SHAPES = [(1, 64), (32, 128), (128, 64), (512, 64)]
 BITS_PER_S, INT8_PER_S, FLOATS_PER_S, BYTES_PER_S = 7.707e15, 0.967e15, 29.6e12, 3.0e12
 VOCAB, HIDDEN, LAYERS, HEADS, INNER, POSITIONS = 30522, 768, 12, 12, 3072, 512
+SENTENCES = 4096
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -167,56 +170,64 @@ class Bench:
         return lambda: session.top_k(ids, None, positions, 1, None)
 
 
+def measure(
+    benches: dict[str, tuple[Bench, bool]], torch_runs: dict[str, Callable[[Any], Any]], n: int
+) -> list[dict[str, Any]]:
+    """Medians at every shape: {batch, length, what, ms}, and our floor_ms."""
+    results: list[dict[str, Any]] = []
+    for batch, length in SHAPES:
+        ids = np.random.default_rng(1).integers(1000, VOCAB, (batch, length))
+        shape = {"batch": batch, "length": length}
+        for name, (bench, signs) in benches.items():
+            ms = median_ms(bench.encode(ids), lambda: None, n)
+            floor = sum(floor_ms(batch, length, signs))
+            results.append({**shape, "what": f"bitm {name}", "ms": ms, "floor_ms": floor})
+        for name, run in torch_runs.items():
+            import torch
+
+            on_device = torch.from_numpy(ids).cuda()
+            ms = median_ms(functools.partial(run, on_device), torch.cuda.synchronize, n)
+            results.append({**shape, "what": name, "ms": ms})
+        print(*results[-len(benches) - len(torch_runs) :], sep="\n", flush=True)
+    return results
+
+
+def sentences_per_s(model: Model) -> float:
+    """fill_mask from text to words, one mask a sentence, all in one call."""
+    words = np.random.default_rng(2).integers(0, 20000, (SENTENCES, 18))
+    texts = [" ".join(f"w{i}" for i in row) + " [MASK]" for row in words]
+    model.fill_mask(texts)
+    begin = time.perf_counter()
+    model.fill_mask(texts)
+    return SENTENCES / (time.perf_counter() - begin)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--output", type=Path, help="a JSON file")
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--runs", type=int, default=50)
     arguments = parser.parse_args()
-    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        models = {}
-        for name, signs, activations in (("W1A1", True, "int8"), ("W1A8", False, "int8")):
+        benches = {}
+        for name, signs in (("W1A1", True), ("W1A8", False)):
             path = Path(folder) / f"{name}.bitm"
             bitm_formats.write(path, bert_base(signs))
-            models[name] = (Bench(path, activations), signs)
+            benches[name] = (Bench(path, "int8"), signs)
         torch_runs = {} if arguments.no_torch else torch_encoders()
-        print(models["W1A1"][0].model.info["device"], flush=True)
-        print(
-            f"{'batch':>9} {'what':<11} {'ms':>8} {'floor: linears':>15} {'attention':>10} {'x':>6}"
-        )
-        for batch, length in SHAPES:
-            ids = np.random.default_rng(1).integers(1000, VOCAB, (batch, length))
-            for name, (bench, signs) in models.items():
-                ms = median_ms(bench.encode(ids), lambda: None, arguments.runs)
-                linears, attention = floor_ms(batch, length, signs)
-                results.append({"batch": batch, "length": length, "what": name, "ms": ms})
-                print(
-                    f"{batch:>5}x{length:<3} {name:<11} {ms:8.3f} {linears:15.3f} "
-                    f"{attention:10.3f} {ms / (linears + attention):6.1f}",
-                    flush=True,
-                )
-            for name, run in torch_runs.items():
-                import torch
-
-                on_device = torch.from_numpy(ids).cuda()
-                ms = median_ms(
-                    functools.partial(run, on_device), torch.cuda.synchronize, arguments.runs
-                )
-                results.append({"batch": batch, "length": length, "what": name, "ms": ms})
-                print(f"{batch:>5}x{length:<3} {name:<11} {ms:8.3f}", flush=True)
-        model = models["W1A8"][0].model
-        words = np.random.default_rng(2).integers(0, 20000, (4096, 18))
-        texts = [" ".join(f"w{i}" for i in row) + " [MASK]" for row in words]
-        model.fill_mask(texts)
-        begin = time.perf_counter()
-        model.fill_mask(texts)
-        seconds = time.perf_counter() - begin
-        results.append({"what": "fill_mask", "sentences_per_s": 4096 / seconds})
-        print(f"fill_mask of 4,096 sentences: {4096 / seconds:.0f} a second")
-    if arguments.json:
-        document = {"machine": platform.machine(), "results": results}
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+        model = benches["W1A8"][0].model
+        document = {
+            **provenance("python bench/cuda.py"),
+            "device": model.info["device"],
+            "versions": {"torch": importlib.metadata.version("torch")} if torch_runs else {},
+            "runs": arguments.runs,
+            "results": measure(benches, torch_runs, arguments.runs),
+            "sentences": SENTENCES,
+            "sentences_per_s": sentences_per_s(model),
+        }
+    print(tables.cuda(document))
+    if arguments.output is not None:
+        write_results(arguments.output, document)
 
 
 if __name__ == "__main__":

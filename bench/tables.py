@@ -148,6 +148,50 @@ def arm_cycles(document: Document) -> str:
     )
 
 
+def nano(document: Document) -> str:
+    """The limits of the GPU, and a row a run."""
+    rates = ", ".join(f"{rate} {unit}" for unit, rate in document["results_a_clock"].items())
+    parts = list(document["runs"][0]["parts_ms"])
+    rows = (
+        [f"{run['model']}, 1 x {run['length']}", number(run["total_ms"])]
+        + [number(run["parts_ms"][part]) for part in parts]
+        + [", ".join(run["limits"]), number(run["half2_linears_ms"])]
+        for run in document["runs"]
+    )
+    head = ["floor of the encoder, ms", "all", *parts, "the linears' limit"]
+    return (
+        f"One multiprocessor at {document['clock_mhz']} MHz: {rates} a clock;"
+        f" {document['gigabytes_per_s']} GB/s.\n\n"
+        f"{table([*head, 'linears in half precision'], rows)}"
+    )
+
+
+def cuda(document: Document) -> str:
+    """Times beside their floors and PyTorch's; then what was measured once."""
+    shapes = dict.fromkeys((row["batch"], row["length"]) for row in document["results"])
+    found = {(row["batch"], row["length"], row["what"]): row for row in document["results"]}
+    names = list(dict.fromkeys(row["what"] for row in document["results"]))
+
+    def cell(batch: int, length: int, name: str) -> str:
+        row = found.get((batch, length, name))
+        if row is None:
+            return ""
+        floor = f" ({row['floor_ms']:.3f})" if "floor_ms" in row else ""
+        return number(row["ms"]) + floor
+
+    rows = (
+        [f"{batch}x{length}", *(cell(batch, length, name) for name in names)]
+        for batch, length in shapes
+    )
+    machine = [document["device"], *(f"{k} {v}" for k, v in document["versions"].items())]
+    return (
+        f"{', '.join(machine)}. Median ms of {document['runs']} runs (floor).\n\n"
+        f"{table(['batch x length', *names], rows)}\n\n"
+        f"`fill_mask` of {document['sentences']:,} sentences in one call:"
+        f" {number(document['sentences_per_s'])} a second."
+    )
+
+
 def comparison(document: Document) -> str:
     """Two tables for each number of threads: times, and how many times faster bitm is."""
     versions = [f"{name} {version}" for name, version in document["versions"].items() if version]
@@ -220,7 +264,9 @@ def ratios(rows: list[Row], clock: str) -> str:
 RENDERERS: dict[str, Callable[[Document], str]] = {
     "activation_modes": activation_modes,
     "arm_cycles": arm_cycles,
+    "cuda": cuda,
     "file_sizes": file_sizes,
+    "nano": nano,
     "original_table": original_table,
     "compare": comparison,
 }

@@ -60,6 +60,40 @@ def test_what_is_drawn_of_results_is_current(script: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_prediction_for_the_jetson_nano_is_current(tmp_path: Path) -> None:
+    output = tmp_path / "nano.json"
+    done = bench("nano.py", "--output", output)
+    assert done.returncode == 0, done.stderr
+    stored = json.loads((ROOT / "bench/results/nano.json").read_text())
+    made = json.loads(output.read_text())
+    assert made["runs"] == stored["runs"]
+    # The product of all layers: population counts of two terms of 32 weights, 32 a clock.
+    w1a1 = next(run for run in made["runs"] if (run["model"], run["length"]) == ("W1A1", 64))
+    macs = 64 * 12 * (4 * 768**2 + 2 * 768 * 3072)
+    assert w1a1["parts_ms"]["linears"] == pytest.approx(macs / 32 * 2 / 32 / 921.6e3, rel=1e-3)
+
+
+def test_the_table_of_a_gpu(tmp_path: Path) -> None:
+    """What bench/cuda.py writes: our rows have floors, and a shape may lack an engine."""
+    shape = {"batch": 1, "length": 64}
+    document = {
+        **{"command": "python bench/cuda.py", "commit": "c", "date": "d", "machine": "m"},
+        **{"device": "cuda:0: G", "versions": {"torch": "2"}, "runs": 3},
+        **{"sentences": 4096, "sentences_per_s": 1234.5},
+        "results": [
+            {**shape, "what": "bitm W1A1", "ms": 2.0, "floor_ms": 0.0071},
+            {**shape, "what": "torch fp16", "ms": 0.5},
+            {**shape, "batch": 8, "what": "bitm W1A1", "ms": 16.04, "floor_ms": 0.05},
+        ],
+    }
+    path = tmp_path / "cuda.json"
+    path.write_text(json.dumps(document))
+    lines = bench("tables.py", path).stdout.splitlines()
+    assert "| 1x64 | 2.00 (0.007) | 0.50 |" in lines
+    assert "| 8x64 | 16.0 (0.050) |  |" in lines
+    assert "`fill_mask` of 4,096 sentences in one call: 1,234 a second." in lines
+
+
 def test_comparison(tmp_path: Path) -> None:
     for name in ("float", "sign"):
         make_model(tmp_path / f"base-{name}.bitm", "--size", "tiny", "--activations", name)
