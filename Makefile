@@ -122,8 +122,8 @@ test-native: build ## run the C tests
 test-emulated: build ## run kernels and a model on emulated older CPUs (needs qemu-user-static)
 	$(call CTEST,release) -L emulated --no-tests=error
 
-test-py: dev ## run all Python tests
-	pytest
+test-py: dev ## run all Python tests, on up to four CPUs
+	pytest -n auto --maxprocesses 4 --dist loadfile
 
 # The CPU's answers are what a GPU must give, bit for bit.
 test-cuda: dev ## build libbitm_cuda (needs nvcc) and run its tests on this machine's GPU
