@@ -113,7 +113,7 @@ LOOPS = (
     Loop("gemm_w1a8", "neon", "neon_codes", "sadalp", 16, "MAC", "cmtst", "eor", (8, 16, 16)),
     Loop("gemm_w1a8", "dotprod", "dotprod", "sdot", 16, "MAC", "cmtst", "-", (0, 0, 32)),
     Loop("attention", "neon", "neon_floats", "fmla", 4, "MAC", "ldr", "ldp", (4, 4, 8)),
-    Loop("dot_planes", "neon", "neon_bits", "cnt", 64, "MAC", "cnt", "-"),
+    Loop("dot_planes", "neon", "neon_bits", "cnt", 128, "MAC", "ldr", "-"),
     Loop("quantize", "neon", "neon_quantize", "fcvtzs", 4, "value", "fcvtzs", "-"),
     Loop("quantize_i8", "neon", "neon_quantize", "fcvtzs", 4, "value", "fcvtzs", "-"),
     Loop("activate", "neon", "neon_tokens", "shl", 4, "value", "shl", "fdiv"),

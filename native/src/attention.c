@@ -61,6 +61,7 @@ typedef struct head_room {
     size_t probabilities; /* [planes, words of a sequence] */
     size_t codes;         /* [max_length] int16: probabilities of one row */
     size_t value_sums;    /* [head_size] int32: sums of the codes of values */
+    size_t dots;          /* [max_length] or [head_size] int32: of one row with keys, with values */
     size_t end;
 } head_room;
 
@@ -88,7 +89,8 @@ static head_room room_of(const bitm_network *network, uint32_t max_length)
     room.probabilities = room.query + query * head_words;
     room.codes = room.probabilities + probabilities * row_words;
     room.value_sums = room.codes + ((size_t)max_length + 3) / 4;
-    room.end = room.value_sums + ((size_t)config->head_size + 1) / 2;
+    room.dots = room.value_sums + ((size_t)config->head_size + 1) / 2;
+    room.end = room.dots + (larger_size(max_length, config->head_size) + 1) / 2;
     return room;
 }
 
@@ -144,6 +146,7 @@ typedef struct head {
     uint64_t *query, *probabilities;
     int16_t *codes;
     int32_t *value_sums;
+    int32_t *dots;
 } head;
 
 static head open_head(const work *w, uint32_t task, uint32_t worker)
@@ -171,6 +174,7 @@ static void open_room(head *h, uint32_t worker)
     h->probabilities = planes + room.probabilities;
     h->codes = (int16_t *)(void *)(planes + room.codes);
     h->value_sums = (int32_t *)(void *)(planes + room.value_sums);
+    h->dots = (int32_t *)(void *)(planes + room.dots);
 }
 
 /* Softmax attention of floats. */
@@ -234,10 +238,11 @@ static void integer_products(const head *h, size_t i)
     bitm_planes query = planes_of(w->layer->quantize_query, h->query);
     backend->kernels->pack_planes(codes_of(h, QUERY, i), 1, head_size, query.n_planes, h->query);
     bitm_planes key = planes_of(w->layer->quantize_key, h->keys);
+    backend->kernels->dot_planes(&query, &key, words, h->n_tokens, h->dots);
     float step = buffers->step[QUERY][h->first + i];
-    for (size_t j = 0; j < h->n_tokens; j++, key.bits += (size_t)key.n_planes * words)
-        h->scores[j] = (float)backend->kernels->dot_planes(&query, &key, words) *
-                       (step * buffers->step[KEY][h->first + j]);
+    const float *key_step = buffers->step[KEY] + h->first;
+    for (size_t j = 0; j < h->n_tokens; j++)
+        h->scores[j] = (float)h->dots[j] * (step * key_step[j]);
 }
 
 /* out[j] = a [n] . b_j [n] for rows b_j, as the float products add. */
@@ -374,17 +379,17 @@ static void integer_context(const head *h, float step, float base, int32_t code_
     const work *w = h->w;
     const bitm_backend *backend = w->backend;
     const bitm_attention_buffers *buffers = &backend->attention;
-    uint32_t words = (h->n_tokens + 63) / 64;
+    uint32_t head_size = backend->network->config->head_size, words = (h->n_tokens + 63) / 64;
     bitm_planes p = planes_of(w->layer->quantize_probabilities, h->probabilities);
     bitm_planes v = planes_of(w->layer->quantize_value, h->values);
     backend->kernels->pack_planes(h->codes, 1, h->n_tokens, p.n_planes, h->probabilities);
     float value_step = buffers->step[VALUE][h->first], value_base = buffers->base[VALUE][h->first];
+    backend->kernels->dot_planes(&p, &v, words, head_size, h->dots);
     float sum = step * (float)code_sum + base * (float)h->n_tokens;
-    for (size_t d = 0; d < backend->network->config->head_size; d++) {
-        float c = (float)backend->kernels->dot_planes(&p, &v, words) * (step * value_step);
+    for (size_t d = 0; d < head_size; d++) {
+        float c = (float)h->dots[d] * (step * value_step);
         c = fmaf(base * value_step, (float)h->value_sums[d], c);
         context[d] = fmaf(value_base, sum, c);
-        v.bits += (size_t)v.n_planes * words;
     }
 }
 

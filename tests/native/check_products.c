@@ -346,11 +346,12 @@ PRODUCT(gemm_i8, WEIGHT_I8, INPUT_F32)
 
 /* ---- Products of bit planes ---- */
 
-static bitm_planes make_bits(trial *t, uint32_t n_planes, uint32_t n_words)
+static bitm_planes make_bits(trial *t, uint32_t n_planes, uint32_t n_words, uint32_t n_rows)
 {
-    uint64_t *bits = guard_array(&t->arrays, (size_t)n_planes * n_words, sizeof *bits);
+    size_t n = (size_t)n_rows * n_planes * n_words;
+    uint64_t *bits = guard_array(&t->arrays, n, sizeof *bits);
     int32_t *weights = guard_array(&t->arrays, n_planes, sizeof *weights);
-    for (size_t i = 0; i < (size_t)n_planes * n_words; i++) {
+    for (size_t i = 0; i < n; i++) {
         bits[i] = random_u64(&t->random);
         if (t->pattern == PATTERN_ZEROS) bits[i] = 0;
         if (t->pattern == PATTERN_ONES || t->pattern == PATTERN_EXTREMES) bits[i] = UINT64_MAX;
@@ -360,51 +361,67 @@ static bitm_planes make_bits(trial *t, uint32_t n_planes, uint32_t n_words)
     return (bitm_planes){.bits = bits, .weights = weights, .n_planes = n_planes};
 }
 
+/* The product of the vector a with row j of b, bit by bit. */
+static int64_t dot_of_bits(const bitm_planes *a, const bitm_planes *b, size_t n_words, size_t j)
+{
+    int64_t sum = 0;
+    const uint64_t *row = b->bits + j * b->n_planes * n_words;
+    for (uint32_t p = 0; p < a->n_planes; p++)
+        for (uint32_t q = 0; q < b->n_planes; q++)
+            for (size_t i = 0; i < n_words * 64; i++) {
+                size_t word = i / 64, bit = i % 64;
+                if (a->bits[p * n_words + word] >> bit & row[q * n_words + word] >> bit & 1)
+                    sum += (int64_t)a->weights[p] * b->weights[q];
+            }
+    return sum;
+}
+
 void check_dot_planes(trial *t, any_fn *kernel, any_fn *scalar)
 {
     for (uint32_t n_words = 1; n_words <= 48; n_words++) {
-        bitm_planes a = make_bits(t, 1 + random_below(&t->random, 8), n_words);
-        bitm_planes b = make_bits(t, 1 + random_below(&t->random, 8), n_words);
+        uint32_t n_rows = 1 + random_below(&t->random, 20);
+        bitm_planes a = make_bits(t, 1 + random_below(&t->random, 8), n_words, 1);
+        bitm_planes b = make_bits(t, 1 + random_below(&t->random, 8), n_words, n_rows);
         guard_seal(&t->arrays);
-        at_work(t, "pattern %d, %u and %u planes of %u words", t->pattern, a.n_planes, b.n_planes,
-                n_words);
-        int64_t sum = 0;
-        for (uint32_t p = 0; p < a.n_planes; p++)
-            for (uint32_t q = 0; q < b.n_planes; q++)
-                for (size_t i = 0; i < (size_t)n_words * 64; i++) {
-                    size_t word = i / 64, bit = i % 64;
-                    if (a.bits[p * n_words + word] >> bit & b.bits[q * n_words + word] >> bit & 1)
-                        sum += (int64_t)a.weights[p] * b.weights[q];
-                }
-        int32_t expected = ((bitm_dot_planes_fn *)scalar)(&a, &b, n_words);
-        int32_t found = ((bitm_dot_planes_fn *)kernel)(&a, &b, n_words);
-        expect_near(t, 0, expected, (double)sum, 0);
-        expect(t, found == expected, "found %d, expected %d", found, expected);
+        int32_t *expected = guard_array(&t->arrays, n_rows, sizeof *expected);
+        int32_t *found = guard_array(&t->arrays, n_rows, sizeof *found);
+        at_work(t, "pattern %d, %u and %u planes of %u words, %u rows", t->pattern, a.n_planes,
+                b.n_planes, n_words, n_rows);
+        ((bitm_dot_planes_fn *)scalar)(&a, &b, n_words, n_rows, expected);
+        ((bitm_dot_planes_fn *)kernel)(&a, &b, n_words, n_rows, found);
+        for (size_t j = 0; j < n_rows; j++)
+            expect(t, found[j] == expected[j], "row %zu: found %d, expected %d", j, found[j],
+                   expected[j]);
+        size_t j = random_below(&t->random, n_rows);
+        expect_near(t, j, expected[j], (double)dot_of_bits(&a, &b, n_words, j), 0);
         guard_release(&t->arrays);
     }
 }
 
 typedef struct planes_call {
     bitm_planes a, b;
-    uint32_t n_words;
+    uint32_t n_words, n_rows;
+    int32_t *dots;
     bitm_dot_planes_fn *kernel;
-    volatile int32_t result; /* so that the call is not left out */
 } planes_call;
 
 static void call_dot_planes(void *context)
 {
     planes_call *call = context;
-    call->result = call->kernel(&call->a, &call->b, call->n_words);
+    call->kernel(&call->a, &call->b, call->n_words, call->n_rows, call->dots);
 }
 
+/* A query of a head of 64 components with 128 keys, all signs. */
 speed measure_dot_planes(trial *t, any_fn *kernel)
 {
-    enum { N_PLANES = 4, N_WORDS = 12 };
-    planes_call call = {.a = make_bits(t, N_PLANES, N_WORDS),
-                        .b = make_bits(t, N_PLANES, N_WORDS),
+    enum { N_PLANES = 2, N_WORDS = 1, N_ROWS = 128 };
+    planes_call call = {.a = make_bits(t, N_PLANES, N_WORDS, 1),
+                        .b = make_bits(t, N_PLANES, N_WORDS, N_ROWS),
                         .n_words = N_WORDS,
+                        .n_rows = N_ROWS,
+                        .dots = guard_array(&t->arrays, N_ROWS, sizeof *call.dots),
                         .kernel = (bitm_dot_planes_fn *)kernel};
-    speed found = {N_WORDS * 64, "MAC", time_calls(call_dot_planes, &call)};
+    speed found = {64.0 * call.n_words * call.n_rows, "MAC", time_calls(call_dot_planes, &call)};
     guard_release(&t->arrays);
     return found;
 }

@@ -159,6 +159,18 @@ static void expect_code(trial *t, const bitm_quantization *q, const float *x, ui
     expect_near(t, i, code, clamped, 0.5 + 4 * ROUNDING * (fabs(clamped) + q->factor));
 }
 
+/* Values whose codes are a half or next to it before they are rounded, where one rounding more or
+ * less shows. */
+static void put_on_ties(trial *t, const bitm_quantization *q, float *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        float code = (float)random_below(&t->random, (uint32_t)(q->hi - q->lo)) + q->lo + 0.5F;
+        float tie = code / q->factor * q->divisor + q->base;
+        uint32_t side = random_below(&t->random, 3);
+        x[i] = side == 0 ? tie : nextafterf(tie, side == 1 ? INFINITY : -INFINITY);
+    }
+}
+
 void check_quantize(trial *t, any_fn *kernel, any_fn *scalar)
 {
     for (int i = 0; i < N_AWKWARD_SIZES; i++) {
@@ -166,6 +178,7 @@ void check_quantize(trial *t, any_fn *kernel, any_fn *scalar)
         at_work(t, "pattern %d, %u elements", t->pattern, n);
         float *x = new_floats(t, n);
         bitm_quantization q = new_quantization(t, n);
+        if (t->pattern == PATTERN_RANDOM && i % 2 == 0) put_on_ties(t, &q, x, n);
         guard_seal(&t->arrays);
         int16_t *found = guard_array(&t->arrays, n, sizeof *found);
         int16_t *expected = guard_array(&t->arrays, n, sizeof *expected);

@@ -25,6 +25,16 @@ INLINE uint32_t smaller(uint32_t a, uint32_t b)
 /* ---- What one of the two architectures lacks ---- */
 
 /* Sums of neighbours: of a, then of b. */
+INLINE uint8x16_t add_pairs_u8(uint8x16_t a, uint8x16_t b)
+{
+#if defined(__aarch64__)
+    return vpaddq_u8(a, b);
+#else
+    return vcombine_u8(vpadd_u8(vget_low_u8(a), vget_high_u8(a)),
+                       vpadd_u8(vget_low_u8(b), vget_high_u8(b)));
+#endif
+}
+
 INLINE uint16x8_t add_pairs_u16(uint16x8_t a, uint16x8_t b)
 {
 #if defined(__aarch64__)

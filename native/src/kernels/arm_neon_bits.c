@@ -12,6 +12,8 @@
  */
 #include "arm_neon.h"
 
+#include <string.h>
+
 enum {
 #if defined(__aarch64__)
     TILE_ROWS = 4, /* with TILE_OUTPUTS: 16 of 32 registers are sums */
@@ -32,28 +34,10 @@ typedef enum counted {
     COUNT_XOR_OF_NONZEROS, /* (x ^ w) where both have */
 } counted;
 
-/* Rows of bits, with the rows of their masks, or themselves where none are needed. */
-typedef struct rows {
-    const uint64_t *bits, *mask;
-    size_t stride; /* in words */
-} rows;
-
-/* Where the rows of a tile start. */
+/* Rows of a tile: their bits, and those of their masks where there are any. */
 typedef struct tile_rows {
     const uint64_t *bits[TILE_OUTPUTS], *mask[TILE_OUTPUTS];
 } tile_rows;
-
-/* Rows [row, row + n_rows), of which those past `last` are it again. */
-INLINE tile_rows take_rows(const rows *all, size_t row, size_t last, const uint32_t n_rows)
-{
-    tile_rows taken;
-    for (uint32_t r = 0; r < TILE_OUTPUTS; r++) {
-        size_t number = r < n_rows && row + r < last ? row + r : last;
-        taken.bits[r] = all->bits + number * all->stride;
-        taken.mask[r] = all->mask + number * all->stride;
-    }
-    return taken;
-}
 
 /* Counts the words i and i + 1, or i alone, of the rows, into sums or as the first of them. */
 INLINE void count_vector(counted kind, bool is_first, const tile_rows *x, const uint32_t n_rows,
@@ -80,20 +64,27 @@ INLINE void count_vector(counted kind, bool is_first, const tile_rows *x, const 
     }
 }
 
-/* The sums of 4 vectors of bytes, at most 248 each. */
-INLINE int32x4_t sums_of(const uint8x16_t bytes[TILE_OUTPUTS])
+/* The sums of 4 vectors of bytes, which are at most 8 * n_rounds. */
+INLINE int32x4_t sums_of(const uint8x16_t bytes[4], uint32_t n_rounds)
 {
+    if (n_rounds <= 255 / (4 * 8)) { /* the sum of 4 of them fits into a byte */
+        uint8x16_t fours =
+            add_pairs_u8(add_pairs_u8(bytes[0], bytes[1]), add_pairs_u8(bytes[2], bytes[3]));
+        return vreinterpretq_s32_u32(vpaddlq_u16(vpaddlq_u8(fours)));
+    }
     uint16x8_t low = add_pairs_u16(vpaddlq_u8(bytes[0]), vpaddlq_u8(bytes[1]));
     uint16x8_t high = add_pairs_u16(vpaddlq_u8(bytes[2]), vpaddlq_u8(bytes[3]));
     return vreinterpretq_s32_u32(vpaddlq_u16(add_pairs_u16(low, high)));
 }
 
-/* Adds factor * count to dots [n_rows][BLOCK_OUTPUTS], for rows x and TILE_OUTPUTS rows w. */
+/* dots += factor * (what n_rows rows x count with TILE_OUTPUTS rows w).  They are in memory, for
+ * the loop takes all registers. */
 INLINE void count_tile(counted kind, const tile_rows *x, const uint32_t n_rows, const tile_rows *w,
-                       uint32_t n_words, int32_t factor, int32_t *dots)
+                       uint32_t n_words, int32_t factor, int32_t dots[][TILE_OUTPUTS])
 {
     for (size_t first = 0; first < n_words; first += ROUND_WORDS) {
-        size_t i = first, n = smaller(ROUND_WORDS, n_words - (uint32_t)first), end = first + n;
+        uint32_t n = smaller(ROUND_WORDS, n_words - (uint32_t)first);
+        size_t i = first, end = first + n;
         uint8x16_t sums[TILE_ROWS][TILE_OUTPUTS];
         if (n == 1) {
             count_vector(kind, true, x, n_rows, w, i++, 1, sums);
@@ -104,28 +95,8 @@ INLINE void count_tile(counted kind, const tile_rows *x, const uint32_t n_rows, 
             if (i < end) count_vector(kind, false, x, n_rows, w, i, 1, sums);
         }
         for (uint32_t r = 0; r < n_rows; r++) {
-            int32_t *place = dots + (size_t)r * BLOCK_OUTPUTS;
-            vst1q_s32(place, vmlaq_n_s32(vld1q_s32(place), sums_of(sums[r]), factor));
-        }
-    }
-}
-
-INLINE void count_rows(counted kind, const rows *x, size_t row, uint32_t n_rows, const rows *w,
-                       size_t output, uint32_t n_outputs, uint32_t n_words, int32_t factor,
-                       int32_t *dots)
-{
-    for (uint32_t o = 0; o < n_outputs; o += TILE_OUTPUTS) {
-        const tile_rows weights = take_rows(w, output + o, output + n_outputs - 1, TILE_OUTPUTS);
-        size_t last = row + n_rows - 1;
-        uint32_t r = 0;
-        for (; r + TILE_ROWS <= n_rows; r += TILE_ROWS) {
-            const tile_rows inputs = take_rows(x, row + r, last, TILE_ROWS);
-            count_tile(kind, &inputs, TILE_ROWS, &weights, n_words, factor,
-                       dots + r * BLOCK_OUTPUTS + o);
-        }
-        for (; r < n_rows; r++) {
-            const tile_rows inputs = take_rows(x, row + r, last, 1);
-            count_tile(kind, &inputs, 1, &weights, n_words, factor, dots + r * BLOCK_OUTPUTS + o);
+            int32x4_t count = sums_of(sums[r], (n + 1) / 2);
+            vst1q_s32(dots[r], vmlaq_n_s32(vld1q_s32(dots[r]), count, factor));
         }
     }
 }
@@ -133,89 +104,204 @@ INLINE void count_rows(counted kind, const rows *x, size_t row, uint32_t n_rows,
 static int32_t count_bits(const uint64_t *words, size_t n_words)
 {
     uint32x4_t sum = vdupq_n_u32(0);
-    size_t i = 0;
-    for (; i + 2 <= n_words; i += 2)
-        sum = vpadalq_u16(sum, vpaddlq_u8(vcntq_u8(load_words(words + i, 2))));
-    if (i < n_words) sum = vpadalq_u16(sum, vpaddlq_u8(vcntq_u8(load_words(words + i, 1))));
+    for (size_t first = 0; first < n_words; first += ROUND_WORDS) {
+        size_t i = first, end = first + smaller(ROUND_WORDS, (uint32_t)(n_words - first));
+        uint8x16_t bytes = vdupq_n_u8(0);
+        for (; i + 2 <= end; i += 2)
+            bytes = vaddq_u8(bytes, vcntq_u8(load_words(words + i, 2)));
+        if (i < end) bytes = vaddq_u8(bytes, vcntq_u8(load_words(words + i, 1)));
+        sum = vpadalq_u16(sum, vpaddlq_u8(bytes));
+    }
     return sum_of_i32(vreinterpretq_s32_u32(sum));
 }
 
-static void start_dots(int32_t *dots, int32_t value, uint32_t n_outputs)
+/* ---- Tiles ---- */
+
+/* Of a block of tokens with the outputs of a tile. */
+typedef struct block_dots {
+    int32_t of[BLOCK_TOKENS][TILE_OUTPUTS];
+} block_dots;
+
+/* What is multiplied: the codes of the inputs and whether weights may be 0. */
+typedef enum product {
+    SIGNS,           /* (how many are nonzero on both sides) - 2 (how many of them differ) */
+    SIGNS_AND_ZEROS, /* signs of which some are 0 */
+    TERNARY_SIGNS,
+    PLANES, /* the sum of plane_weight * (2 count of positive - count of nonzero) */
+    TERNARY_PLANES,
+} product;
+
+/* The rows of outputs [output, output + TILE_OUTPUTS), of which those past `last` are it again. */
+INLINE tile_rows weights_of(const bitm_gemm *gemm, const product kind, size_t output, size_t last)
 {
-    for (uint32_t o = 0; o < n_outputs; o += TILE_OUTPUTS)
-        vst1q_s32(dots + o, vdupq_n_s32(value));
+    size_t n_words = words_of(gemm);
+    const uint64_t *nonzero = gemm->weights, *positive = nonzero;
+    if (kind == TERNARY_SIGNS || kind == TERNARY_PLANES) positive += gemm->n_rows * n_words;
+    tile_rows taken;
+    for (size_t o = 0; o < TILE_OUTPUTS; o++) {
+        size_t row = output + o < last ? output + o : last;
+        taken.bits[o] = positive + row * n_words;
+        taken.mask[o] = nonzero + row * n_words;
+    }
+    return taken;
 }
 
-/* ---- Signs: dot = (how many are nonzero on both sides) - 2 (how many of them differ) ---- */
+/* What is read of the inputs: one plane, and another as its mask. */
+typedef struct input_planes {
+    uint32_t n_planes, bits, mask;
+} input_planes;
 
-/* A block of tokens and outputs. */
-INLINE void multiply_signs(const bitm_gemm *gemm, bool ternary, uint32_t token, uint32_t n_tokens,
-                           uint32_t output, uint32_t n_outputs, int32_t *dots)
+/* The rows of n_rows tokens. */
+INLINE tile_rows inputs_of(const bitm_gemm *gemm, input_planes planes, size_t token,
+                           const uint32_t n_rows)
 {
-    uint32_t n_words = (uint32_t)words_of(gemm);
-    const uint64_t *inputs = gemm->inputs, *weights = gemm->weights;
-    const rows nonzero_x = {inputs, inputs, 2 * n_words};
-    const rows x = {inputs + n_words, inputs, 2 * n_words};
-    const rows nonzero_w = {weights, weights, n_words};
-    const rows w = {ternary ? weights + (size_t)gemm->n_rows * n_words : weights, weights, n_words};
-    bool has_zeros = false;
-    for (uint32_t t = 0; t < n_tokens; t++) {
-        int32_t n_nonzero = count_bits(inputs + (size_t)(token + t) * x.stride, n_words);
-        has_zeros = has_zeros || n_nonzero < (int32_t)gemm->n_inputs;
-        start_dots(dots + t * BLOCK_OUTPUTS, ternary ? 0 : n_nonzero, n_outputs);
+    size_t n_words = words_of(gemm);
+    const uint64_t *first = (const uint64_t *)gemm->inputs + token * planes.n_planes * n_words;
+    tile_rows taken;
+    for (size_t r = 0; r < n_rows; r++) {
+        taken.bits[r] = first + (r * planes.n_planes + planes.bits) * n_words;
+        taken.mask[r] = first + (r * planes.n_planes + planes.mask) * n_words;
     }
-    if (ternary) {
-        count_rows(COUNT_AND, &nonzero_x, token, n_tokens, &nonzero_w, output, n_outputs, n_words,
-                   1, dots);
-        count_rows(COUNT_XOR_OF_NONZEROS, &x, token, n_tokens, &w, output, n_outputs, n_words, -2,
-                   dots);
-    } else if (has_zeros) {
-        count_rows(COUNT_XOR_OF_INPUTS, &x, token, n_tokens, &w, output, n_outputs, n_words, -2,
-                   dots);
-    } else {
-        count_rows(COUNT_XOR, &x, token, n_tokens, &w, output, n_outputs, n_words, -2, dots);
+    return taken;
+}
+
+/* dots [n_tokens] += factor * counts. */
+INLINE void count_tokens(const bitm_gemm *gemm, counted kind, input_planes planes, uint32_t token,
+                         uint32_t n_tokens, const tile_rows *w, int32_t factor,
+                         int32_t dots[][TILE_OUTPUTS])
+{
+    uint32_t n_words = (uint32_t)words_of(gemm), t = 0;
+    for (; t + TILE_ROWS <= n_tokens; t += TILE_ROWS) {
+        const tile_rows x = inputs_of(gemm, planes, token + t, TILE_ROWS);
+        count_tile(kind, &x, TILE_ROWS, w, n_words, factor, dots + t);
+    }
+    for (; t < n_tokens; t++) {
+        const tile_rows x = inputs_of(gemm, planes, token + t, 1);
+        count_tile(kind, &x, 1, w, n_words, factor, dots + t);
     }
 }
 
-/* ---- Planes: dot = sum of plane_weight * (2 count of positive - count of nonzero) ---- */
-
-INLINE void multiply_planes(const bitm_gemm *gemm, bool ternary, uint32_t token, uint32_t n_tokens,
-                            uint32_t output, uint32_t n_outputs, int32_t *dots)
+/* Adds the products of tokens with TILE_OUTPUTS rows of weights to dots [n_tokens]. */
+INLINE void add_dots(const bitm_gemm *gemm, const product kind, uint32_t token, uint32_t n_tokens,
+                     const tile_rows *w, int32_t dots[][TILE_OUTPUTS])
 {
-    uint32_t n_words = (uint32_t)words_of(gemm);
-    const uint64_t *inputs = gemm->inputs, *weights = gemm->weights;
-    const rows nonzero = {weights, weights, n_words};
-    const uint64_t *second = weights + (ternary ? (size_t)gemm->n_rows * n_words : 0);
-    const rows positive = {second, second, n_words};
+    const input_planes signs = {2, 1, 0}, nonzero_signs = {2, 0, 0};
+    tile_rows nonzero = *w;
+    for (uint32_t o = 0; o < TILE_OUTPUTS; o++)
+        nonzero.bits[o] = w->mask[o];
+    for (uint32_t p = 0; (kind == PLANES || kind == TERNARY_PLANES) && p < gemm->n_planes; p++) {
+        const input_planes plane = {gemm->n_planes, p, p};
+        int32_t weight = gemm->plane_weights[p];
+        count_tokens(gemm, COUNT_AND, plane, token, n_tokens, w, 2 * weight, dots);
+        if (kind == TERNARY_PLANES)
+            count_tokens(gemm, COUNT_AND, plane, token, n_tokens, &nonzero, -weight, dots);
+    }
+    if (kind == SIGNS) count_tokens(gemm, COUNT_XOR, signs, token, n_tokens, w, -2, dots);
+    if (kind == SIGNS_AND_ZEROS)
+        count_tokens(gemm, COUNT_XOR_OF_INPUTS, signs, token, n_tokens, w, -2, dots);
+    if (kind == TERNARY_SIGNS) {
+        count_tokens(gemm, COUNT_AND, nonzero_signs, token, n_tokens, &nonzero, 1, dots);
+        count_tokens(gemm, COUNT_XOR_OF_NONZEROS, signs, token, n_tokens, w, -2, dots);
+    }
+}
+
+/* Results of a whole tile of a plain gemm. */
+INLINE void store_tile(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
+                       const int32_t dots[][TILE_OUTPUTS])
+{
+#if defined(__aarch64__)
+    const float32x4_t scale = vld1q_f32(gemm->row_scale + output);
+    const float32x4_t bias = vld1q_f32(gemm->bias + output);
+    float *y = gemm->outputs + (size_t)token * gemm->output_stride + output;
+    for (uint32_t t = 0; t < n_tokens; t++, y += gemm->output_stride) {
+        float32x4_t dot = vcvtq_f32_s32(vld1q_s32(dots[t]));
+        vst1q_f32(y, vfmaq_f32(bias, dot, vmulq_n_f32(scale, gemm->token_step[token + t])));
+    }
+#else
     for (uint32_t t = 0; t < n_tokens; t++)
-        start_dots(dots + t * BLOCK_OUTPUTS, ternary ? 0 : -gemm->code_sum[token + t], n_outputs);
-    for (uint32_t p = 0; p < gemm->n_planes; p++) {
-        const uint64_t *plane = inputs + (size_t)p * n_words;
-        const rows x = {plane, plane, (size_t)gemm->n_planes * n_words};
-        count_rows(COUNT_AND, &x, token, n_tokens, &positive, output, n_outputs, n_words,
-                   2 * gemm->plane_weights[p], dots);
-        if (ternary)
-            count_rows(COUNT_AND, &x, token, n_tokens, &nonzero, output, n_outputs, n_words,
-                       -gemm->plane_weights[p], dots);
+        store_outputs(gemm, true, token + t, output, TILE_OUTPUTS,
+                      vcvtq_f32_s32(vld1q_s32(dots[t])));
+#endif
+}
+
+/* Outputs [output, output + n) of a tile, of tokens; dots begin at starts. */
+INLINE void multiply_tile(const bitm_gemm *gemm, const product kind, uint32_t token,
+                          uint32_t n_tokens, const block_dots *starts, uint32_t output, uint32_t n,
+                          const tile_rows *w)
+{
+    block_dots dots = *starts;
+    add_dots(gemm, kind, token, n_tokens, w, dots.of);
+    if (n >= TILE_OUTPUTS && is_plain_gemm(gemm)) {
+        store_tile(gemm, token, n_tokens, output, dots.of);
+        return;
     }
+    for (uint32_t t = 0; t < n_tokens; t++)
+        store_outputs(gemm, false, token + t, output, n, vcvtq_f32_s32(vld1q_s32(dots.of[t])));
+}
+
+/* A block of tokens, and outputs. */
+INLINE void multiply_block(const bitm_gemm *gemm, const product kind, uint32_t token,
+                           uint32_t n_tokens, const block_dots *starts, uint32_t output,
+                           uint32_t n_outputs)
+{
+    const bitm_gemm g = *gemm; /* a copy that no store of results can change */
+    for (uint32_t o = 0; o < n_outputs; o += TILE_OUTPUTS) {
+        const tile_rows w = weights_of(&g, kind, output + o, output + n_outputs - 1);
+        multiply_tile(&g, kind, token, n_tokens, starts, output + o, n_outputs - o, &w);
+    }
+    if (g.activation == BITM_ACTIVATION_NONE) return;
+    for (uint32_t t = token; t < token + n_tokens; t++)
+        bitm_activate__neon(g.activation, g.outputs + t * g.output_stride + output, n_outputs);
+}
+
+/* Apart, so that its masks take no registers from products without zeros. */
+static __attribute__((noinline)) void multiply_signs_and_zeros(const bitm_gemm *gemm,
+                                                               uint32_t token, uint32_t n_tokens,
+                                                               const block_dots *starts,
+                                                               uint32_t output, uint32_t n_outputs)
+{
+    multiply_block(gemm, SIGNS_AND_ZEROS, token, n_tokens, starts, output, n_outputs);
+}
+
+/* What dots of a block of tokens begin at; returns whether some codes are 0, which signs tell. */
+static bool find_starts(const bitm_gemm *gemm, bool is_sign, bool ternary, uint32_t token,
+                        uint32_t n_tokens, block_dots *starts)
+{
+    bool has_zeros = false;
+    size_t n_words = words_of(gemm);
+    memset(starts, 0, sizeof *starts);
+    for (uint32_t t = 0; !ternary && t < n_tokens; t++) {
+        const uint64_t *nonzero = (const uint64_t *)gemm->inputs + (token + t) * 2 * n_words;
+        int32_t start = is_sign ? count_bits(nonzero, n_words) : -gemm->code_sum[token + t];
+        vst1q_s32(starts->of[t], vdupq_n_s32(start));
+        has_zeros = has_zeros || (is_sign && start < (int32_t)gemm->n_inputs);
+    }
+    return has_zeros;
 }
 
 /* ---- The kernels ---- */
 
-typedef void block_fn(const bitm_gemm *gemm, bool ternary, uint32_t token, uint32_t n_tokens,
-                      uint32_t output, uint32_t n_outputs, int32_t *dots);
-
-INLINE void multiply(const bitm_gemm *gemm, block_fn *multiply_block, bool ternary, uint32_t token,
+/* Outputs go in blocks whose results are still near when they are activated. */
+INLINE void multiply(const bitm_gemm *gemm, bool is_sign, bool ternary, uint32_t token,
                      uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
 {
-    int32_t dots[BLOCK_TOKENS * BLOCK_OUTPUTS];
-    for (uint32_t t = 0; t < n_tokens; t += BLOCK_TOKENS) {
-        uint32_t n_block = smaller(BLOCK_TOKENS, n_tokens - t);
-        for (uint32_t o = 0; o < n_outputs; o += BLOCK_OUTPUTS) {
-            uint32_t n = smaller(BLOCK_OUTPUTS, n_outputs - o);
-            multiply_block(gemm, ternary, token + t, n_block, output + o, n, dots);
-            for (uint32_t i = 0; i < n_block; i++)
-                store_dots(gemm, token + t + i, output + o, n, dots + i * BLOCK_OUTPUTS);
+    block_dots starts;
+    uint32_t end = token + n_tokens;
+    for (; token < end; token += BLOCK_TOKENS) {
+        uint32_t n = smaller(BLOCK_TOKENS, end - token);
+        bool has_zeros = find_starts(gemm, is_sign, ternary, token, n, &starts);
+        for (uint32_t i = 0; i < n_outputs; i += BLOCK_OUTPUTS) {
+            uint32_t o = output + i, n_block = smaller(BLOCK_OUTPUTS, n_outputs - i);
+            if (!is_sign && ternary)
+                multiply_block(gemm, TERNARY_PLANES, token, n, &starts, o, n_block);
+            else if (!is_sign)
+                multiply_block(gemm, PLANES, token, n, &starts, o, n_block);
+            else if (ternary)
+                multiply_block(gemm, TERNARY_SIGNS, token, n, &starts, o, n_block);
+            else if (has_zeros)
+                multiply_signs_and_zeros(gemm, token, n, &starts, o, n_block);
+            else
+                multiply_block(gemm, SIGNS, token, n, &starts, o, n_block);
         }
     }
 }
@@ -223,58 +309,101 @@ INLINE void multiply(const bitm_gemm *gemm, block_fn *multiply_block, bool terna
 void bitm_gemm_w1sign__neon(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                             uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, multiply_signs, false, token, n_tokens, output, n_outputs);
+    multiply(gemm, true, false, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w2sign__neon(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                             uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, multiply_signs, true, token, n_tokens, output, n_outputs);
+    multiply(gemm, true, true, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w1planes__neon(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                               uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, multiply_planes, false, token, n_tokens, output, n_outputs);
+    multiply(gemm, false, false, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w2planes__neon(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                               uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, multiply_planes, true, token, n_tokens, output, n_outputs);
+    multiply(gemm, false, true, token, n_tokens, output, n_outputs);
 }
 
-/* The bits that two rows share, counted in 4 lanes. */
-INLINE int32x4_t count_shared(const uint64_t *a, const uint64_t *b, size_t n_words)
+/* ---- Products of planes ---- */
+
+/* Adds, byte by byte, the bits that one or two words share with those of 4 rows. */
+INLINE void add_shared(const uint64_t *a, const uint64_t *b, size_t stride, size_t n_words,
+                       uint8x16_t counts[4])
 {
-    uint16x8_t count = vdupq_n_u16(0); /* at most 16 a vector: room for 524,000 bits */
-    for (size_t i = 0; i < n_words; i += 2) {
-        uint8x16_t both = vandq_u8(load_words(a + i, n_words - i), load_words(b + i, n_words - i));
-        count = vpadalq_u8(count, vcntq_u8(both));
-    }
-    return vreinterpretq_s32_u32(vpaddlq_u16(count));
+    uint8x16_t x = load_words(a, n_words);
+    for (uint32_t r = 0; r < 4; r++)
+        counts[r] = vaddq_u8(counts[r], vcntq_u8(vandq_u8(x, load_words(b + r * stride, n_words))));
 }
 
-/* Counts are weighted before their lanes meet, so that a pair of planes costs no sum across
- * lanes. */
-INLINE int32_t dot_planes(const bitm_planes *a, const bitm_planes *b, const size_t n_words)
+/* The bits that the row a shares with each of 4 rows, counted in a lane each. */
+INLINE int32x4_t count_shared(const uint64_t *a, const uint64_t *b, size_t stride,
+                              const uint32_t n_words)
+{
+    if (n_words == 1) { /* two rows a vector */
+        uint8x16_t x = vreinterpretq_u8_u64(vdupq_n_u64(a[0])), counts[2];
+        for (uint32_t r = 0; r < 2; r++, b += 2 * stride) {
+            uint64x2_t pair = vcombine_u64(vld1_u64(b), vld1_u64(b + stride));
+            counts[r] = vcntq_u8(vandq_u8(x, vreinterpretq_u8_u64(pair)));
+        }
+        uint8x16_t fours = add_pairs_u8(counts[0], counts[1]);
+        return vreinterpretq_s32_u32(vpaddlq_u16(vpaddlq_u8(fours)));
+    }
+    int32x4_t sum = vdupq_n_s32(0);
+    for (uint32_t first = 0; first < n_words; first += ROUND_WORDS) {
+        uint32_t i = first, end = first + smaller(ROUND_WORDS, n_words - first);
+        uint8x16_t counts[4];
+        for (uint32_t r = 0; r < 4; r++)
+            counts[r] = vdupq_n_u8(0);
+        for (; i + 2 <= end; i += 2)
+            add_shared(a + i, b + i, stride, 2, counts);
+        if (i < end) add_shared(a + i, b + i, stride, 1, counts);
+        sum = vaddq_s32(sum, sums_of(counts, (end - first + 1) / 2));
+    }
+    return sum;
+}
+
+/* The products of a vector with 4 rows. */
+INLINE int32x4_t dots_of_rows(const bitm_planes *a, const bitm_planes *b, const uint64_t *row,
+                              size_t stride, const uint32_t n_words)
 {
     int32x4_t sum = vdupq_n_s32(0);
-    for (uint32_t p = 0; p < a->n_planes; p++) {
+    for (uint32_t q = 0; q < b->n_planes; q++, row += n_words) {
+        const uint64_t *plane = a->bits;
         int32x4_t part = vdupq_n_s32(0);
-        for (uint32_t q = 0; q < b->n_planes; q++)
-            part = vmlaq_n_s32(part,
-                               count_shared(a->bits + p * n_words, b->bits + q * n_words, n_words),
-                               b->weights[q]);
-        sum = vmlaq_n_s32(sum, part, a->weights[p]);
+        for (uint32_t p = 0; p < a->n_planes; p++, plane += n_words)
+            part = vmlaq_n_s32(part, count_shared(plane, row, stride, n_words), a->weights[p]);
+        sum = vmlaq_n_s32(sum, part, b->weights[q]);
     }
-    return sum_of_i32(sum);
+    return sum;
+}
+
+INLINE void dot_planes(const bitm_planes *a, const bitm_planes *b, const uint32_t n_words,
+                       uint32_t n_rows, int32_t *dots)
+{
+    const bitm_planes x = *a, y = *b; /* copies that no store of results can change */
+    const uint64_t *row = y.bits;
+    size_t stride = (size_t)y.n_planes * n_words;
+    uint32_t j = 0;
+    for (; j + 4 <= n_rows; j += 4, row += 4 * stride)
+        vst1q_s32(dots + j, dots_of_rows(&x, &y, row, stride, n_words));
+    for (; j < n_rows; j++, row += stride) /* four times the same row */
+        dots[j] = vgetq_lane_s32(dots_of_rows(&x, &y, row, 0, n_words), 0);
 }
 
 /* Heads of 64 and 128 components, and short sequences, have no loop over words. */
-int32_t bitm_dot_planes__neon(const bitm_planes *a, const bitm_planes *b, uint32_t n_words)
+void bitm_dot_planes__neon(const bitm_planes *a, const bitm_planes *b, uint32_t n_words,
+                           uint32_t n_rows, int32_t *dots)
 {
-    if (n_words == 1) return dot_planes(a, b, 1);
-    if (n_words == 2) return dot_planes(a, b, 2);
-    return dot_planes(a, b, n_words);
+    if (n_words == 1)
+        dot_planes(a, b, 1, n_rows, dots);
+    else if (n_words == 2)
+        dot_planes(a, b, 2, n_rows, dots);
+    else
+        dot_planes(a, b, n_words, n_rows, dots);
 }

@@ -80,14 +80,16 @@ typedef bitm_gemm_fn bitm_gemm_f16_fn; /* float inputs, as the following */
 typedef bitm_gemm_fn bitm_gemm_f32_fn;
 typedef bitm_gemm_fn bitm_gemm_i8_fn;
 
-/* The sum over p, q of a_weights[p] * b_weights[q] * popcount(a plane p AND b plane q): the product
- * of two vectors of codes in bit planes, [n_planes, n_words] each. */
+/* Vectors of codes in bit planes, [n_planes, n_words] each: code = sum of weights[p] * bit p. */
 typedef struct bitm_planes {
     const uint64_t *bits;
     const int32_t *weights; /* [n_planes] */
     uint32_t n_planes;
 } bitm_planes;
-typedef int32_t bitm_dot_planes_fn(const bitm_planes *a, const bitm_planes *b, uint32_t n_words);
+/* dots [n_rows]: the products of the vector a with each vector of b [n_rows, n_planes, n_words],
+ * the sum over p, q of a weight p * b weight q * popcount(a plane p AND b plane q). */
+typedef void bitm_dot_planes_fn(const bitm_planes *a, const bitm_planes *b, uint32_t n_words,
+                                uint32_t n_rows, int32_t *dots);
 
 /* ---- Quantization ---- */
 

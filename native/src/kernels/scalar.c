@@ -228,19 +228,21 @@ void bitm_gemm_w2planes__scalar(const bitm_gemm *gemm, uint32_t token, uint32_t 
     gemm_planes(gemm, true, token, n_tokens, output, n_outputs);
 }
 
-int32_t bitm_dot_planes__scalar(const bitm_planes *a, const bitm_planes *b, uint32_t n_words)
+void bitm_dot_planes__scalar(const bitm_planes *a, const bitm_planes *b, uint32_t n_words,
+                             uint32_t n_rows, int32_t *dots)
 {
-    int32_t sum = 0;
-    for (uint32_t p = 0; p < a->n_planes; p++) {
-        for (uint32_t q = 0; q < b->n_planes; q++) {
-            int32_t count = 0;
-            for (size_t w = 0; w < n_words; w++)
-                count +=
-                    popcount(a->bits[p * (size_t)n_words + w] & b->bits[q * (size_t)n_words + w]);
-            sum += a->weights[p] * b->weights[q] * count;
+    const uint64_t *row = b->bits;
+    for (uint32_t j = 0; j < n_rows; j++) {
+        dots[j] = 0;
+        for (uint32_t q = 0; q < b->n_planes; q++, row += n_words) {
+            for (uint32_t p = 0; p < a->n_planes; p++) {
+                int32_t count = 0;
+                for (size_t w = 0; w < n_words; w++)
+                    count += popcount(a->bits[p * (size_t)n_words + w] & row[w]);
+                dots[j] += a->weights[p] * b->weights[q] * count;
+            }
         }
     }
-    return sum;
 }
 
 /* ---- Float products ---- */

@@ -273,37 +273,46 @@ void bitm_pack_planes__avx2(const int16_t *codes, size_t stride, uint32_t n, uin
 
 /* ---- Products of planes ---- */
 
-INLINE int32_t dot_planes(const bitm_planes *a, const bitm_planes *b, const uint32_t n_words)
+INLINE void dot_planes(const bitm_planes *a, const bitm_planes *b, const uint32_t n_words,
+                       uint32_t n_rows, int32_t *dots)
 {
-    const uint64_t *x = a->bits;
-    int32_t sum = 0;
-    for (uint32_t p = 0; p < a->n_planes; p++, x += n_words) {
-        const uint64_t *y = b->bits;
-        int32_t part = 0;
+    const uint64_t *y = b->bits;
+    for (uint32_t j = 0; j < n_rows; j++) {
+        int32_t sum = 0;
         for (uint32_t q = 0; q < b->n_planes; q++, y += n_words) {
-            int32_t count = 0;
-            for (size_t i = 0; i < n_words; i++)
-                count += (int32_t)__builtin_popcountll(x[i] & y[i]);
-            part += b->weights[q] * count;
+            const uint64_t *x = a->bits;
+            int32_t part = 0;
+            for (uint32_t p = 0; p < a->n_planes; p++, x += n_words) {
+                int32_t count = 0;
+                for (size_t i = 0; i < n_words; i++)
+                    count += (int32_t)__builtin_popcountll(x[i] & y[i]);
+                part += a->weights[p] * count;
+            }
+            sum += b->weights[q] * part;
         }
-        sum += a->weights[p] * part;
+        dots[j] = sum;
     }
-    return sum;
 }
 
 /* A head has one word, texts of 128 tokens two: too few for a loop. */
-int32_t bitm_dot_planes__avx2(const bitm_planes *a, const bitm_planes *b, uint32_t n_words)
+void bitm_dot_planes__avx2(const bitm_planes *a, const bitm_planes *b, uint32_t n_words,
+                           uint32_t n_rows, int32_t *dots)
 {
     switch (n_words) {
     case 1:
-        return dot_planes(a, b, 1);
+        dot_planes(a, b, 1, n_rows, dots);
+        break;
     case 2:
-        return dot_planes(a, b, 2);
+        dot_planes(a, b, 2, n_rows, dots);
+        break;
     case 4:
-        return dot_planes(a, b, 4);
+        dot_planes(a, b, 4, n_rows, dots);
+        break;
     case 8:
-        return dot_planes(a, b, 8);
+        dot_planes(a, b, 8, n_rows, dots);
+        break;
     default:
-        return dot_planes(a, b, n_words);
+        dot_planes(a, b, n_words, n_rows, dots);
+        break;
     }
 }

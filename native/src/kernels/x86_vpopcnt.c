@@ -279,25 +279,40 @@ void bitm_gemm_w2planes__vpopcnt(const bitm_gemm *gemm, uint32_t token, uint32_t
     multiply(gemm, CODES_PLANES, true, token, n_tokens, output, n_outputs);
 }
 
-/* ---- Products of planes: words of one vector meet those of each plane of the other ---- */
+/* ---- Products of planes: a row in each 64-bit lane, so that no sum crosses lanes ---- */
 
-int32_t bitm_dot_planes__vpopcnt(const bitm_planes *a, const bitm_planes *b, uint32_t n_words)
+/* One word of each of 8 rows, which are `stride` words apart; of fewer, the last one again. */
+INLINE __m512i word_of_rows(const uint64_t *words, size_t stride, uint32_t n_rows)
 {
-    __m512i sum = _mm512_setzero_si512();
-    for (size_t word = 0; word < n_words; word += 8) {
-        __mmask8 words = (__mmask8)first_lanes(smaller(8, (uint32_t)(n_words - word)));
-        for (uint32_t p = 0; p < a->n_planes; p++) {
-            __m512i x = _mm512_maskz_loadu_epi64(words, a->bits + p * (size_t)n_words + word);
+    uint64_t w[8];
+    for (uint32_t r = 0; r < 8; r++)
+        w[r] = words[smaller(r, n_rows - 1) * stride];
+    return _mm512_set_epi64((int64_t)w[7], (int64_t)w[6], (int64_t)w[5], (int64_t)w[4],
+                            (int64_t)w[3], (int64_t)w[2], (int64_t)w[1], (int64_t)w[0]);
+}
+
+void bitm_dot_planes__vpopcnt(const bitm_planes *a, const bitm_planes *b, uint32_t n_words,
+                              uint32_t n_rows, int32_t *dots)
+{
+    size_t stride = (size_t)b->n_planes * n_words;
+    for (uint32_t j = 0; j < n_rows; j += 8) {
+        uint32_t n = smaller(8, n_rows - j);
+        __m512i sum = _mm512_setzero_si512();
+        for (uint32_t q = 0; q < b->n_planes; q++) {
+            const uint64_t *plane = b->bits + j * stride + q * (size_t)n_words;
             __m512i part = _mm512_setzero_si512();
-            for (uint32_t q = 0; q < b->n_planes; q++) {
-                __m512i y = _mm512_maskz_loadu_epi64(words, b->bits + q * (size_t)n_words + word);
-                __m512i count = _mm512_popcnt_epi64(_mm512_and_si512(x, y));
-                part = _mm512_add_epi64(part,
-                                        _mm512_mul_epi32(count, _mm512_set1_epi64(b->weights[q])));
+            for (size_t i = 0; i < n_words; i++) {
+                __m512i y = word_of_rows(plane + i, stride, n);
+                for (uint32_t p = 0; p < a->n_planes; p++) {
+                    __m512i x = _mm512_set1_epi64((int64_t)a->bits[p * (size_t)n_words + i]);
+                    __m512i count = _mm512_popcnt_epi64(_mm512_and_si512(x, y));
+                    __m512i weight = _mm512_set1_epi64(a->weights[p]);
+                    part = _mm512_add_epi64(part, _mm512_mul_epi32(count, weight));
+                }
             }
             /* Low halves alone count, as far as 32 bits go. */
-            sum = _mm512_add_epi64(sum, _mm512_mul_epi32(part, _mm512_set1_epi64(a->weights[p])));
+            sum = _mm512_add_epi64(sum, _mm512_mul_epi32(part, _mm512_set1_epi64(b->weights[q])));
         }
+        _mm512_mask_cvtepi64_storeu_epi32(dots + j, (__mmask8)first_lanes(n), sum);
     }
-    return (int32_t)_mm512_reduce_add_epi64(sum);
 }
