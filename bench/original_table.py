@@ -1,12 +1,13 @@
 """The original project's table, of real 1-bit execution: what is left of a binarized BERT.
 
-python bench/original_table.py bert-base-uncased/ ptb.valid.txt --trained bert-1bit/
+python bench/original_table.py bert-base-uncased/ ptb.valid.txt --trained bert-1bit.bitm
 
 Binarizes a float checkpoint in every way of the project bitmaps (2020), and in those that it did
 not try, runs each file, and prints the figures beside the original's. Its protocol is taken too:
 unknown tokens are asked for, and 2 to the power of nats is left to it. Two differences remain: its
 naive rows also binarized biases and LayerNorms of what they binarized, and its masks had another
-random seed.
+random seed. With --wikitext, the pseudo-perplexity of WikiText-2 (one [MASK] at a time) is a column
+more.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 import tables
 from bitm import Model
-from bitm.evaluation import Settings, evaluate
+from bitm.evaluation import Estimate, Settings, evaluate
 from bitm.evaluation.command import Bar
 from bitm_converter.cli import main as convert
 from machine import provenance, write_results
@@ -41,7 +42,7 @@ _COMPONENTS = {
     "Layers except FFN": "layers-except-ffn",
 }
 ROWS = [
-    Row("None", "as it is", ()),
+    Row("None", "as it is", (), "float32"),
     *(
         Row(parts, values, ("--binarize", scheme, "--components", component))
         for parts, component in _COMPONENTS.items()
@@ -62,15 +63,26 @@ ORIGINAL = {
 }
 
 
-def measure(row: Row, checkpoint: Path, folder: Path, settings: Settings) -> dict[str, Any]:
-    """Converts and evaluates one row."""
+def model_file(checkpoint: Path, row: Row, folder: Path) -> Path:
+    """The model of a row: converted from a checkpoint, unless it is a file already."""
+    if checkpoint.suffix == ".bitm":
+        return checkpoint
     path = folder / "model.bitm"
     status = convert([str(checkpoint), str(path), "--quiet", *row.options])
     if status != 0:
         raise SystemExit(status)
+    return path
+
+
+def measure(path: Path, row: Row, settings: Settings, pseudo: Settings | None) -> dict[str, Any]:
+    """Evaluates one row."""
     bar = Bar(f"{row.parts}, {row.values}, {row.activations}")
+    found: dict[str, Estimate] = {}
     with Model(path, activations=row.activations) as model:
         result = evaluate(model, settings, progress=bar).result
+        if pseudo is not None:
+            alone = evaluate(model, pseudo, progress=bar).result
+            found["pseudo_perplexity"] = alone.metrics["perplexity"]
     bar.clear()
     most_frequent = result.details["predictions"]["most_frequent"]
     is_naive = bool(row.options) and "XNOR" not in row.values
@@ -80,8 +92,8 @@ def measure(row: Row, checkpoint: Path, folder: Path, settings: Settings) -> dic
         "values": row.values,
         "activations": result.activations,
         **{
-            name: {"value": found.value, "half_width": found.half_width}
-            for name, found in result.metrics.items()
+            name: {"value": estimate.value, "half_width": estimate.half_width}
+            for name, estimate in (result.metrics | found).items()
         },
         "masks": result.details["masks"],
         "ms_per_sequence": result.ms_per_sequence,
@@ -97,16 +109,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="a float masked LM, as bitm-convert takes it")
     parser.add_argument("data", type=Path, help="ptb.valid.txt")
-    parser.add_argument("--trained", type=Path, help="a checkpoint that was trained to be 1-bit")
+    parser.add_argument(
+        "--trained", type=Path, help="a checkpoint, or .bitm file, that was trained to be 1-bit"
+    )
     parser.add_argument("--limit", type=int, help="so many sentences (default: all)")
+    parser.add_argument("--wikitext", type=Path, help="wiki.valid.tokens")
+    parser.add_argument("--wikitext-limit", type=int, help="so many paragraphs (default: all)")
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     arguments = parser.parse_args()
     settings = Settings(arguments.data, protocol="original", limit=arguments.limit)
+    pseudo = None
+    if arguments.wikitext is not None:
+        pseudo = Settings(arguments.wikitext, protocol="pseudo", limit=arguments.wikitext_limit)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for checkpoint, wanted in ((arguments.checkpoint, ROWS), (arguments.trained, TRAINED)):
             for row in wanted if checkpoint is not None else []:
-                rows.append(measure(row, checkpoint, Path(folder), settings))
+                path = model_file(checkpoint, row, Path(folder))
+                rows.append(measure(path, row, settings, pseudo))
                 print(*tables.original_row(rows[-1]), sep="  ", flush=True)
     if arguments.output is not None:
         document = {
@@ -115,6 +135,8 @@ def main() -> None:
             "trained": arguments.trained.name if arguments.trained else None,
             "data": arguments.data.name,
             "limit": arguments.limit,
+            "wikitext": arguments.wikitext.name if pseudo else None,
+            "wikitext_limit": arguments.wikitext_limit,
             "rows": rows,
         }
         write_results(arguments.output, document)

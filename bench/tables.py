@@ -83,6 +83,11 @@ def file_sizes(document: Document) -> str:
     return table(head, rows)
 
 
+def perplexity(value: float) -> str:
+    """Broken models have perplexities of any size."""
+    return f"{value:,.1f}" if value < 1e5 else f"{value:.0e}"
+
+
 def original_row(row: Row) -> list[str]:
     """A binarized model's figures beside the original's."""
     original = row["original"]
@@ -93,6 +98,7 @@ def original_row(row: Row) -> list[str]:
         f"{row['ms_per_sequence']:.2f}",
         f"{row['file_bytes'] / 1e6:.2f}",
         f"{row['bytes_as_counted_by_the_original'] / 2**20:.2f}",
+        *([perplexity(row["pseudo_perplexity"]["value"])] if "pseudo_perplexity" in row else []),
         f"{row['its_share']:.0%} `{row['most_frequent_prediction']}`",
         *(original.get(name, "") for name in ("cross_entropy", "accuracy", "mrr", "megabytes")),
     ]
@@ -110,6 +116,7 @@ def original_table(document: Document) -> str:
     ]
     head += [
         "the original's count, MiB",
+        *(["pseudo-perplexity"] if document["wikitext"] else []),
         "says most",
         "its CE",
         "its accuracy",
@@ -118,8 +125,13 @@ def original_table(document: Document) -> str:
     ]
     sentences = f"{document['limit']} sentences" if document["limit"] else "All sentences"
     masks = document["rows"][0]["masks"]
+    data = f"{sentences} of {document['data']}, {masks} masks"
+    if document["wikitext"]:
+        n = document["wikitext_limit"]
+        data += f"; {f'{n} paragraphs' if n else 'all'} of {document['wikitext']}"
     rows = map(original_row, document["rows"])
-    return f"{sentences} of {document['data']}, {masks} masks.\n\n{table(head, rows)}"
+    models = f"{document['checkpoint']}, trained: {document['trained']}"
+    return f"{models}. {data}.\n\n{table(head, rows)}"
 
 
 def arm_cycles(document: Document) -> str:
