@@ -5,6 +5,7 @@ Unknown words of the tokenized corpora are kept as UNKNOWN; they become the mode
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,11 +95,19 @@ def join_treebank_tokens(line: str) -> str:
     """
     text, joins_next = "", True  # nothing precedes the first token
     for token in line.split():
-        spelling = _SPELLINGS.get(token.lower(), token)
-        joins_previous = token == "''" or _JOINS_PREVIOUS.fullmatch(spelling)
+        spelling, joins_previous, next_joins = _written(token)
         text += spelling if joins_next or joins_previous else f" {spelling}"
-        joins_next = token == "``" or bool(_JOINS_NEXT.fullmatch(spelling))
+        joins_next = next_joins
     return text
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _written(token: str) -> tuple[str, bool, bool]:
+    """How a Treebank token is spelt, and whether it joins the word before it and that after it."""
+    spelling = _SPELLINGS.get(token.lower(), token)
+    joins_previous = token == "''" or bool(_JOINS_PREVIOUS.fullmatch(spelling))
+    joins_next = token == "``" or bool(_JOINS_NEXT.fullmatch(spelling))
+    return spelling, joins_previous, joins_next
 
 
 # ---- WikiText ----
