@@ -23,6 +23,7 @@ if(BITM_IS_X86_64)
       src/kernels/x86_avx2_bits.c
       src/kernels/x86_avx2_floats.c
       src/kernels/x86_avx2_quantize.c
+      src/kernels/x86_avx2_sums.c
       src/kernels/x86_avx2_tokens.c)
   list(APPEND BITM_ISA_DEFINITIONS BITM_HAVE_AVX2=1)
   # Compilers older than gcc 8 and 11 know no VPOPCNTDQ and no AMX. Builds with sanitizers do without AVX-512: clang

@@ -51,6 +51,8 @@ typedef struct bitm_backend {
     uint32_t max_tokens; /* packed at once */
     uint32_t max_length; /* of a sequence */
     bitm_input_buffers inputs;
+    uint8_t *scratch; /* [n_threads, scratch_bytes] of the products at work */
+    size_t scratch_bytes;
     bitm_attention_buffers attention;
 } bitm_backend;
 

@@ -69,6 +69,17 @@ static needs needs_of(const bitm_network *network, bitm_activations activations)
     return n;
 }
 
+/* What a product at work needs at most, a multiple of 64. */
+static size_t scratch_bytes(const bitm_backend *backend)
+{
+    uint64_t ops = bitm_backend_ops(backend->network, backend->activations);
+    size_t most = 0;
+    for (int op = 0; op < BITM_N_OPS; op++)
+        if ((ops >> op & 1) != 0 && backend->kernels->scratch_bytes[op] > most)
+            most = backend->kernels->scratch_bytes[op];
+    return (most + BITM_ARENA_ALIGNMENT - 1) / BITM_ARENA_ALIGNMENT * BITM_ARENA_ALIGNMENT;
+}
+
 void bitm_backend_layout(bitm_backend *backend, bitm_arena *arena, uint32_t max_tokens,
                          uint32_t max_length, uint32_t n_threads)
 {
@@ -86,6 +97,8 @@ void bitm_backend_layout(bitm_backend *backend, bitm_arena *arena, uint32_t max_
     inputs->code_sum = bitm_arena_take(arena, max_tokens, sizeof(int32_t));
     inputs->ones = bitm_arena_take(arena, max_tokens, sizeof(float));
     inputs->extremes = bitm_arena_take(arena, max_tokens, 2 * sizeof(float));
+    backend->scratch_bytes = scratch_bytes(backend);
+    backend->scratch = bitm_arena_take(arena, n_threads, backend->scratch_bytes);
     bitm_attention_layout(backend, arena);
     for (uint32_t t = 0; inputs->ones != NULL && t < max_tokens; t++)
         inputs->ones[t] = 1.0F;
@@ -108,17 +121,21 @@ enum { MAX_PRODUCTS = 4 };
 typedef struct product_list {
     product each[MAX_PRODUCTS];
     uint32_t n;
+    uint8_t *scratch; /* of each thread, so many bytes */
+    size_t scratch_bytes;
 } product_list;
 
 static void product_task(void *context, uint32_t task, uint32_t worker)
 {
-    const product *p = ((const product_list *)context)->each;
+    const product_list *products = context;
+    const product *p = products->each;
     for (; task >= p->n_tasks; p++)
         task -= p->n_tasks;
     uint32_t n_across = n_blocks(p->n_outputs, p->task_outputs);
     uint32_t token = task / n_across * p->task_tokens, output = task % n_across * p->task_outputs;
-    (void)worker;
-    p->run(&p->gemm, token, smaller(p->task_tokens, p->n_tokens - token), output,
+    bitm_gemm gemm = p->gemm;
+    gemm.scratch = products->scratch + worker * products->scratch_bytes;
+    p->run(&gemm, token, smaller(p->task_tokens, p->n_tokens - token), output,
            smaller(p->task_outputs, p->n_outputs - output));
 }
 
@@ -301,7 +318,7 @@ static void run_linears(bitm_backend *backend, uint32_t n_linears,
 {
     bitm_inputs inputs = {0};
     const bitm_branch *last = NULL;
-    product_list waiting = {.n = 0};
+    product_list waiting = {.scratch = backend->scratch, .scratch_bytes = backend->scratch_bytes};
     for (uint32_t i = 0; i < n_linears; i++) {
         const bitm_linear *linear = linears[i];
         for (uint32_t k = 0; k < BITM_MAX_BRANCHES && k < linear->n_branches; k++) {

@@ -174,6 +174,17 @@ static const struct {
 #undef BITM_KERNEL
     {NULL, NULL}, /* there may be none */
 };
+
+static const struct {
+    const char *name; /* op=variant */
+    const size_t *n_bytes;
+} scratches[] = {
+#define BITM_KERNEL(op, variant, tier)
+#define BITM_SCRATCH(op, variant, scratch) {#op "=" #variant, &bitm_scratch__##scratch},
+#include "kernels/kernels.def"
+#undef BITM_KERNEL
+    {NULL, NULL}, /* there may be none */
+};
 enum { N_KERNELS = sizeof kernels / sizeof kernels[0] };
 
 static trial new_trial(const kernel *k, uint64_t seed, report *r)
@@ -186,6 +197,9 @@ static trial new_trial(const kernel *k, uint64_t seed, report *r)
                .report = r};
     for (size_t i = 0; packings[i].name != NULL; i++)
         if (strcmp(packings[i].name, k->name) == 0) t.packing = packings[i].packing;
+    for (size_t i = 0; scratches[i].name != NULL; i++)
+        if (strcmp(scratches[i].name, k->name) == 0 && *scratches[i].n_bytes > t.scratch_bytes)
+            t.scratch_bytes = *scratches[i].n_bytes;
     return t;
 }
 

@@ -31,6 +31,7 @@ typedef struct report {
 typedef struct trial {
     const char *kernel;          /* op=variant */
     const bitm_packing *packing; /* of its weights, NULL: none */
+    size_t scratch_bytes;        /* that it asks for */
     uint32_t shape[3];           /* tokens, outputs and inputs of a product that is measured */
     random_state random;
     pattern pattern;

@@ -187,6 +187,14 @@ static void make_product(trial *t, product *p, uint32_t n_inputs)
         p->gemm.activation = 1 + random_below(&t->random, BITM_ACTIVATION_MISH);
 }
 
+/* Scratch as nothing has prepared it, between guards that let it be aligned. */
+static void *new_scratch(trial *t)
+{
+    size_t n_room = (t->scratch_bytes + 63) / 64 * 64;
+    if (n_room == 0) return NULL;
+    return memset(guard_array(&t->arrays, n_room, 1), 0xA5, n_room);
+}
+
 static void end_product(trial *t, product *p)
 {
     free(p->weights);
@@ -250,6 +258,7 @@ static void check_block(trial *t, product *p, bitm_gemm_fn *kernel, bitm_gemm_fn
     at_work(t, "pattern %d, %u inputs, tokens %u + %u of %u, outputs %u + %u of %u", t->pattern,
             g->n_inputs, token, n_tokens, p->n_tokens, output, n_outputs, p->n_outputs);
     guard_seal(&t->arrays);
+    g->scratch = new_scratch(t);
     size_t n = (p->n_tokens - 1) * g->output_stride + p->n_outputs;
     float *before = new_randoms(t, n);
     float *found = new_copy(t, before, n * sizeof *found);
@@ -313,6 +322,7 @@ static speed measure_product(trial *t, weight_kind weight, input_kind input, bit
     make_product(t, &call.p, n_inputs);
     call.p.gemm.accumulate = false;
     call.p.gemm.activation = BITM_ACTIVATION_NONE;
+    call.p.gemm.scratch = new_scratch(t);
     if (t->packing != NULL) call.p.gemm.packed = pack_weights(t, &call.p);
     call.p.gemm.outputs = new_randoms(t, call.p.gemm.output_stride * n_tokens);
     speed found = {(double)n_inputs * n_outputs * n_tokens, "MAC", time_calls(call_product, &call)};

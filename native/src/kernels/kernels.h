@@ -43,6 +43,8 @@ typedef struct bitm_gemm {
     size_t output_stride;    /* in elements */
     bool accumulate;
     uint32_t activation; /* a bitm_activation of SPEC.md 3.2; 0: none */
+    void *scratch; /* of this call alone, aligned to 64: so many bytes as the kernel asks for in
+                    * kernels.def.  Stacks are small, 128 KiB of a thread with musl. */
 } bitm_gemm;
 
 enum { BITM_MAX_PLANES = 16 };
@@ -215,6 +217,7 @@ typedef enum bitm_op {
 
 #define BITM_KERNEL(op, variant, tier) bitm_##op##_fn bitm_##op##__##variant;
 #define BITM_PACKING(op, variant, packing) extern const bitm_packing bitm_packing__##packing;
+#define BITM_SCRATCH(op, variant, scratch) extern const size_t bitm_scratch__##scratch;
 #include "kernels.def"
 #undef BITM_KERNEL
 
@@ -224,6 +227,7 @@ typedef struct bitm_kernel_table {
     BITM_OPS(BITM_OP)
 #undef BITM_OP
     const bitm_packing *packing[BITM_N_OPS]; /* of the kernel; NULL: none */
+    size_t scratch_bytes[BITM_N_OPS];        /* of the kernel */
 } bitm_kernel_table;
 
 #endif

@@ -35,9 +35,23 @@ static const bitm_packing *packing_of(const struct entry *entry)
     return NULL;
 }
 
+static size_t scratch_of(const struct entry *entry)
+{
+    size_t n_bytes = 0;
+#define BITM_KERNEL(op, variant, tier)
+#define BITM_SCRATCH(op, variant, scratch)                                                         \
+    if (entry->function == (any_fn *)bitm_##op##__##variant && n_bytes < bitm_scratch__##scratch)  \
+        n_bytes = bitm_scratch__##scratch;
+#include "kernels.def"
+#undef BITM_KERNEL
+    (void)entry;
+    return n_bytes;
+}
+
 static void choose(bitm_kernel_table *table, const struct entry *entry)
 {
     table->packing[entry->op] = packing_of(entry);
+    table->scratch_bytes[entry->op] = scratch_of(entry);
     switch (entry->op) {
 #define BITM_OP(op)                                                                                \
     case BITM_OP_##op:                                                                             \

@@ -70,6 +70,8 @@ typedef struct work {
     _Alignas(64) uint8_t bytes[2][TILE][BYTES_STRIDE];
 } work;
 
+const size_t bitm_scratch__amx = sizeof(work);
+
 /* ---- Tiles ---- */
 
 /* What LDTILECFG reads (Intel SDM volume 1, 18.2). */
@@ -326,44 +328,44 @@ INLINE void multiply_tiles(work *w, weight_kind weights, tile_use use, const uin
 INLINE void multiply(const bitm_gemm *gemm, weight_kind weights, code_kind codes, uint32_t token,
                      uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
 {
-    work w; /* large: its arrays stay as they are until their use */
+    work *w = gemm->scratch;
     uint32_t n_tiles = (n_tokens + TILE - 1) / TILE;
     const uint32_t n_together = codes == CODES_I16 ? 1 : 2;
-    w.gemm = gemm;
-    w.output = output;
-    w.end = output + n_outputs;
-    w.first = output / PANEL * PANEL;
-    w.n_panels = (w.end - w.first + PANEL - 1) / PANEL;
-    w.n_steps = (gemm->n_inputs + STEP - 1) / STEP;
-    w.n_rows = (n_tokens + n_tiles - 1) / n_tiles;
-    w.n_pending = w.slot = 0;
-    w.ahead =
-        (expansion){.n_left = (n_tiles + n_together - 1) / n_together * w.n_panels * w.n_steps};
-    configure_tiles(w.n_rows);
+    w->gemm = gemm;
+    w->output = output;
+    w->end = output + n_outputs;
+    w->first = output / PANEL * PANEL;
+    w->n_panels = (w->end - w->first + PANEL - 1) / PANEL;
+    w->n_steps = (gemm->n_inputs + STEP - 1) / STEP;
+    w->n_rows = (n_tokens + n_tiles - 1) / n_tiles;
+    w->n_pending = w->slot = 0;
+    w->ahead =
+        (expansion){.n_left = (n_tiles + n_together - 1) / n_together * w->n_panels * w->n_steps};
+    configure_tiles(w->n_rows);
     for (int i = 0; i < RING - 1; i++)
-        expand_next(&w, weights);
+        expand_next(w, weights);
     for (uint32_t tile = 0; tile < n_tiles; tile += n_together) {
         bool one = n_together == 1 || tile + 1 == n_tiles;
         uint32_t tokens[2] = {0}, n_done[2] = {0};
         for (uint32_t i = 0; i < (one ? 1 : 2); i++) {
-            uint32_t first = smaller((tile + i) * w.n_rows, n_tokens - w.n_rows);
+            uint32_t first = smaller((tile + i) * w->n_rows, n_tokens - w->n_rows);
             tokens[i] = token + first;
-            n_done[i] = (tile + i) * w.n_rows - first;
-            if (codes == CODES_I16) split_words(&w, tokens[i]);
-            prepare_codes(&w, codes, (int)i, tokens[i]);
+            n_done[i] = (tile + i) * w->n_rows - first;
+            if (codes == CODES_I16) split_words(w, tokens[i]);
+            prepare_codes(w, codes, (int)i, tokens[i]);
         }
         if (codes == CODES_I16) {
-            prepare_codes(&w, codes, 1, tokens[0]);
-            multiply_tiles(&w, weights, TWO_BYTES, tokens, n_done);
+            prepare_codes(w, codes, 1, tokens[0]);
+            multiply_tiles(w, weights, TWO_BYTES, tokens, n_done);
         } else if (one) {
-            w.codes[1] = w.codes[0];
-            w.last[1] = w.last[0];
-            multiply_tiles(&w, weights, ONE_TILE, tokens, n_done);
+            w->codes[1] = w->codes[0];
+            w->last[1] = w->last[0];
+            multiply_tiles(w, weights, ONE_TILE, tokens, n_done);
         } else {
-            multiply_tiles(&w, weights, TWO_TILES, tokens, n_done);
+            multiply_tiles(w, weights, TWO_TILES, tokens, n_done);
         }
     }
-    finish(&w, &w.pending[(w.n_pending - 1) % 2]);
+    finish(w, &w->pending[(w->n_pending - 1) % 2]);
     _tile_release();
 }
 

@@ -47,6 +47,26 @@ INLINE void store_floats(float *x, uint32_t n, __m256 values)
         x[i] = room[i];
 }
 
+/* columns[i] becomes row i of the 8 x 8 matrix whose rows were given. */
+INLINE void transpose_floats(__m256 v[8])
+{
+    __m256 two[8], four[8];
+    for (int i = 0; i < 8; i += 2) {
+        two[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+        two[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        four[i] = _mm256_shuffle_ps(two[i], two[i + 2], _MM_SHUFFLE(1, 0, 1, 0));
+        four[i + 1] = _mm256_shuffle_ps(two[i], two[i + 2], _MM_SHUFFLE(3, 2, 3, 2));
+        four[i + 2] = _mm256_shuffle_ps(two[i + 1], two[i + 3], _MM_SHUFFLE(1, 0, 1, 0));
+        four[i + 3] = _mm256_shuffle_ps(two[i + 1], two[i + 3], _MM_SHUFFLE(3, 2, 3, 2));
+    }
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_permute2f128_ps(four[i], four[i + 4], 0x20);
+        v[i + 4] = _mm256_permute2f128_ps(four[i], four[i + 4], 0x31);
+    }
+}
+
 /* The 16 canonical lanes of a sum: 0 to 7, 8 to 15. */
 typedef struct lanes {
     __m256 low, high;
@@ -141,5 +161,8 @@ INLINE void activate_block(const bitm_gemm *gemm, size_t token, uint32_t n_token
         bitm_activate__avx2(gemm->activation, gemm->outputs + t * gemm->output_stride + output,
                             n_outputs);
 }
+
+/* The products of these names for few tokens, which read weights as they are in the file. */
+bitm_gemm_fn bitm_gemm_w1a8_few, bitm_gemm_w1a16_few;
 
 #endif

@@ -43,26 +43,6 @@ static head open_head(const bitm_attention *attention)
 
 /* ---- Layout ---- */
 
-/* columns[i] becomes row i of the 8 x 8 matrix whose rows were given. */
-INLINE void transpose(__m256 v[8])
-{
-    __m256 two[8], four[8];
-    for (int i = 0; i < 8; i += 2) {
-        two[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
-        two[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4) {
-        four[i] = _mm256_shuffle_ps(two[i], two[i + 2], _MM_SHUFFLE(1, 0, 1, 0));
-        four[i + 1] = _mm256_shuffle_ps(two[i], two[i + 2], _MM_SHUFFLE(3, 2, 3, 2));
-        four[i + 2] = _mm256_shuffle_ps(two[i + 1], two[i + 3], _MM_SHUFFLE(1, 0, 1, 0));
-        four[i + 3] = _mm256_shuffle_ps(two[i + 1], two[i + 3], _MM_SHUFFLE(3, 2, 3, 2));
-    }
-    for (int i = 0; i < 4; i++) {
-        v[i] = _mm256_permute2f128_ps(four[i], four[i + 4], 0x20);
-        v[i + 4] = _mm256_permute2f128_ps(four[i], four[i + 4], 0x31);
-    }
-}
-
 static void lay_out_keys(const head *h)
 {
     const bitm_attention *a = h->attention;
@@ -74,7 +54,7 @@ static void lay_out_keys(const head *h)
                 v[i] = j + i < a->n_tokens
                            ? load_floats(a->key + (j + i) * a->stride + d, a->head_size - d)
                            : _mm256_setzero_ps();
-            transpose(v);
+            transpose_floats(v);
             for (uint32_t i = 0; i < smaller(8, a->head_size - d); i++)
                 _mm256_storeu_ps(column + (size_t)(d + i) * CHUNK, v[i]);
         }

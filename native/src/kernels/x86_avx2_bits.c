@@ -323,6 +323,8 @@ typedef struct work {
     _Alignas(32) int32_t dots[NARROW_ROWS][BLOCK + 8]; /* + 8: for unaligned loads */
 } work;
 
+const size_t bitm_scratch__panels32 = sizeof(work);
+
 /* n bytes of codes [n_bytes * 8], followed by zeros where they end. */
 INLINE const uint8_t *padded(const uint8_t *codes, uint32_t n, uint32_t n_bytes, uint8_t *room)
 {
@@ -579,29 +581,29 @@ static bool prepare(work *w)
 static bool multiply(const bitm_gemm *gemm, code_kind kind, bool ternary, uint32_t token,
                      uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
 {
-    work w; /* large: its arrays stay as they are until their use */
-    w.gemm = gemm;
-    w.kind = kind;
-    w.ternary = ternary;
-    w.n_words = ((size_t)gemm->n_inputs + 63) / 64;
-    if (!prepare(&w)) return false;
+    work *w = gemm->scratch;
+    w->gemm = gemm;
+    w->kind = kind;
+    w->ternary = ternary;
+    w->n_words = ((size_t)gemm->n_inputs + 63) / 64;
+    if (!prepare(w)) return false;
     uint32_t rows_per_token = kind == CODES_I16 ? 2 : 1;
     uint32_t tile =
         (kind == CODES_I8 || kind == CODES_I16 ? WIDE_ROWS : NARROW_ROWS) / rows_per_token;
     for (uint32_t t = 0; t < n_tokens; t += tile) {
-        w.token = token + t;
-        w.n_tokens = smaller(tile, n_tokens - t);
-        w.n_rows = w.n_tokens * rows_per_token;
+        w->token = token + t;
+        w->n_tokens = smaller(tile, n_tokens - t);
+        w->n_rows = w->n_tokens * rows_per_token;
         for (uint32_t o = output, end; o < output + n_outputs; o = end) {
             end = smaller(o / PANEL * PANEL + BLOCK, output + n_outputs);
-            multiply_block(&w, o, end - o, o == output);
+            multiply_block(w, o, end - o, o == output);
         }
     }
     return true;
 }
 
-void bitm_gemm_w1a8__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
-                          uint32_t n_outputs)
+void bitm_gemm_w1a8_few(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
+                        uint32_t n_outputs)
 {
     (void)multiply(gemm, CODES_I8, false, token, n_tokens, output, n_outputs);
 }
@@ -612,8 +614,8 @@ void bitm_gemm_w2a8__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_toke
     (void)multiply(gemm, CODES_I8, true, token, n_tokens, output, n_outputs);
 }
 
-void bitm_gemm_w1a16__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
-                           uint32_t output, uint32_t n_outputs)
+void bitm_gemm_w1a16_few(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
+                         uint32_t n_outputs)
 {
     (void)multiply(gemm, CODES_I16, false, token, n_tokens, output, n_outputs);
 }

@@ -16,8 +16,8 @@
 enum {
     OUTPUTS = 32, /* of a panel: 4 vectors of words */
     VECTORS = 4,
-    TOKENS = 4,  /* with VECTORS: 16 of the 32 registers are sums */
-    BLOCK = 128, /* words of a row brought in order at a time, where weights are not packed */
+    TOKENS = 4, /* with VECTORS: 16 of the 32 registers are sums */
+    BLOCK = 48, /* words of a row brought in order at a time, where weights are not packed */
 };
 
 /* ---- The packing: [plane, panel, word, output] ---- */
