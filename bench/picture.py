@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import statistics
 import sys
@@ -79,7 +80,9 @@ def draw(path: Path) -> None:
         axes.legend(frameon=False, loc="upper left")
     figure.suptitle("One sequence through BERT-base's encoder", fontsize=11)
     figure.tight_layout()
-    figure.savefig(path, format="svg", metadata={"Date": None, "Identifier": digest()})
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None, "Identifier": digest()})
+    path.write_text("".join(f"{line.rstrip()}\n" for line in drawn.getvalue().splitlines()))
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ import pytest
 import bitm_formats
 from bitm import Model
 from bitm._native import why_no_gpu
-from bitm.cli import printable
+from bitm.cli.terminal import printable
 from conftest import run_command
 from tiny_models import classifier, config, encoder, masked_lm, vector
 

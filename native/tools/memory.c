@@ -3,7 +3,7 @@
 #include "tool.h"
 
 /* This program with the C library, its stack, the texts at work and what is printed of them: more
- * than has been measured, and the same number in runtime/bitm/cli.py. */
+ * than has been measured, and the same number in runtime/bitm/cli/measuring.py. */
 enum { PROGRAM_BYTES = 4 << 20 };
 
 /* Every part of the memory, and what it is for. */

@@ -1,5 +1,5 @@
 /* What the parts of the command line `bitm` share.  It stands on bitm.h and the C library alone, as
- * any other user of libbitm; runtime/bitm/cli.py is the same program in Python and prints the same
+ * any other user of libbitm; runtime/bitm/cli/ is the same program in Python and prints the same
  * bytes.
  */
 #ifndef BITM_TOOL_H

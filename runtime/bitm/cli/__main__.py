@@ -1,0 +1,7 @@
+"""python -m bitm.cli: the command line `bitm`."""
+
+import sys
+
+from bitm.cli import main
+
+sys.exit(main())
