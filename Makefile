@@ -218,14 +218,15 @@ fuzz: $(VENV)/ready ## fuzz loading, running and the tokenizer with libFuzzer, 3
 	for target in load:models run:models tokenizer:texts; do \
 	  mkdir -p $(BUILD)-fuzz/found/$${target%:*}; \
 	  $(BUILD)-fuzz/tests/fuzz_$${target%:*} -max_total_time=$(FUZZ_SECONDS) -timeout=5 -max_len=120000 \
-	    -print_final_stats=1 $(BUILD)-fuzz/found/$${target%:*} tests/fuzz/corpus/$${target#*:} || exit 1; \
+	    -print_final_stats=1 $(BUILD)-fuzz/found/$${target%:*} \
+	    tests/fuzz/corpus/$${target#*:} tests/fuzz/corpus/found/$${target#*:} || exit 1; \
 	done
 
 fuzz-unpickler: dev ## fuzz the readers of checkpoints with atheris, 30 minutes
 	pip install --quiet --group fuzz
 	mkdir -p build/found-pickles
 	python tests/fuzz/fuzz_unpickler.py -max_total_time=$(FUZZ_SECONDS) -timeout=5 \
-	  build/found-pickles tests/fuzz/corpus/pickles
+	  build/found-pickles tests/fuzz/corpus/pickles tests/fuzz/corpus/found/pickles
 
 bench-kernels: build ## print the speed of every kernel
 	$(BUILD)-release/tests/checkkernels --bench

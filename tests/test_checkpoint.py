@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import io
 import json
 import os
@@ -875,3 +876,18 @@ def test_random_pickles_give_only_our_errors(tmp_path: Path) -> None:
             refused.append(str(error))
     assert 0 < len(refused) < MUTANTS
     assert all("m.pt" in message for message in refused)
+
+
+FUZZ_CORPUS = Path(__file__).parent / "fuzz/corpus"
+
+
+def test_what_fuzzing_has_found_gives_only_our_errors(tmp_path: Path) -> None:
+    """Inputs of fuzz/fuzz_unpickler.py: as a pickle alone, and as a file."""
+    inputs = [*FUZZ_CORPUS.glob("pickles/*"), *FUZZ_CORPUS.glob("found/pickles/*")]
+    assert len(inputs) > 50
+    for path in inputs:
+        with contextlib.suppress(ConversionError):
+            unpickler.Unpickler(io.BytesIO(path.read_bytes()), tmp_path / "m.pt").load()
+        with contextlib.suppress(ConversionError):
+            for lazy in open_checkpoint(path).values():
+                assert lazy.read().shape == lazy.shape
