@@ -120,7 +120,7 @@ endfunction()
 
 function(bitm_set_isa_flags target)
   if(CMAKE_C_COMPILER_ID MATCHES "GNU|Clang")
-    bitm_set_source_flags(${target} SOURCES src/kernels/scalar.c OPTIONS -O3)
+    bitm_set_source_flags(${target} SOURCES src/kernels/scalar.c OPTIONS -O3 ${BITM_KERNEL_FRAME})
     foreach(tier ${BITM_TIERS})
       bitm_set_source_flags(
         ${target}
@@ -128,6 +128,7 @@ function(bitm_set_isa_flags target)
         ${BITM_${tier}_SOURCES}
         OPTIONS
         -O3
+        ${BITM_KERNEL_FRAME}
         ${BITM_${tier}_FLAGS})
     endforeach()
   endif()

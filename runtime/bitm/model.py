@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.resources
 import os
 import threading
 import warnings
@@ -29,7 +28,7 @@ _models: weakref.WeakSet[Model] = weakref.WeakSet()
 
 def demo_path() -> Path:
     """Where the demo model is: the package is always a folder, as its library is a file of it."""
-    return Path(str(importlib.resources.files("bitm") / "data/demo.bitm"))
+    return Path(__file__).parent / "data/demo.bitm"
 
 
 class Model(Tasks):
