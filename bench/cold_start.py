@@ -10,16 +10,16 @@ not disturb; the memory is the greatest resident size.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import tables
+from machine import provenance, write_results
 
 TEXT = "The river flows into the [MASK]."
 PYTHON = "import sys, bitm; bitm.Model(sys.argv[1], threads=1).fill_mask(sys.argv[2])"
@@ -74,28 +74,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=11)
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     arguments = parser.parse_args()
-    results = measure(arguments.model, arguments.tool, arguments.runs)
-    file_bytes = arguments.model.stat().st_size
+    document = {
+        **provenance("python bench/cold_start.py"),
+        "file_bytes": arguments.model.stat().st_size,
+        "runs": measure(arguments.model, arguments.tool, arguments.runs),
+    }
     if arguments.output is not None:
-        head = ["git", "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(head, capture_output=True, text=True).stdout.strip()
-        document = {
-            "command": "python bench/cold_start.py",
-            "commit": commit,
-            "date": datetime.date.today().isoformat(),
-            "machine": platform.processor() or platform.machine(),
-            "file_bytes": file_bytes,
-            "runs": results,
-        }
-        arguments.output.write_text(json.dumps(document, indent=1) + "\n")
-    print("| | median | least | least processor time | peak memory | of it beside the file |")
-    print("|---|---|---|---|---|---|")
-    for r in results:
-        print(
-            f"| {r['what']} | {r['median_ms']} ms | {r['least_ms']} ms"
-            f" | {r['least_processor_ms']} ms | {r['peak_bytes'] / 1e6:.1f} MB"
-            f" | {(r['peak_bytes'] - file_bytes) / 1e6:.1f} MB |"
-        )
+        write_results(arguments.output, document)
+    print(tables.cold_start(document))
 
 
 if __name__ == "__main__":

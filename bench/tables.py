@@ -67,6 +67,38 @@ def activation_modes(document: Document) -> str:
     return f"{document['masks']} masks.\n\n{table(head, rows)}"
 
 
+def cold_start(document: Document) -> str:
+    file_bytes = document["file_bytes"]
+    rows = (
+        (
+            result["what"],
+            *(f"{result[name]} ms" for name in ("median_ms", "least_ms", "least_processor_ms")),
+            f"{result['peak_bytes'] / 1e6:.1f} MB",
+            f"{(result['peak_bytes'] - file_bytes) / 1e6:.1f} MB",
+        )
+        for result in document["runs"]
+    )
+    head = ["", "median", "least", "least processor time", "peak memory", "of it beside the file"]
+    return table(head, rows)
+
+
+def end_to_end(document: Document) -> str:
+    rows = (
+        (
+            result["what"],
+            str(result["threads"]),
+            *(number(result[name]) for name in ("median_ms", "least_ms", "processor_ms")),
+        )
+        for result in document["runs"]
+    )
+    head = ["ms a sentence or sequence", "threads", "median", "least", "processor time"]
+    return (
+        f"BERT-base, `{document['activations']}`, {document['sentences']} sentences. The original"
+        f" project's Titan RTX: {document['original_ms']} ms a sequence of 128 x 64, float32."
+        f"\n\n{table(head, rows)}"
+    )
+
+
 def file_sizes(document: Document) -> str:
     rows = (
         (
@@ -276,7 +308,9 @@ def ratios(rows: list[Row], clock: str) -> str:
 RENDERERS: dict[str, Callable[[Document], str]] = {
     "activation_modes": activation_modes,
     "arm_cycles": arm_cycles,
+    "cold_start": cold_start,
     "cuda": cuda,
+    "end_to_end": end_to_end,
     "file_sizes": file_sizes,
     "nano": nano,
     "original_table": original_table,
