@@ -27,10 +27,10 @@ CTEST = ctest --test-dir $(BUILD)-$(1) --output-on-failure
 
 .DEFAULT_GOAL := help
 # Every target without a folder in its name: none of them is a file.
-.PHONY: $(shell sed -nE 's/^([a-z-]+):.*/\1/p' $(MAKEFILE_LIST))
+.PHONY: $(shell sed -nE 's/^([a-z0-9-]+):.*/\1/p' $(MAKEFILE_LIST))
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 # ---- Making things ----
 
@@ -165,6 +165,13 @@ test-arm: dev build ## check kernels and hashes on emulated ARM processors (Debi
 	$(call ARM_BUILD,aarch64-linux-gnu,aarch64)
 	$(call ARM_BUILD,arm-linux-gnueabihf,armv7)
 	python tests/check_arm.py $(BUILD)-release/bitm build/aarch64-linux-gnu build/arm-linux-gnueabihf
+
+# The emulator is built once, from Debian's packages.
+test-avx512: dev build build/emulator/bochs ## check AVX-512 kernels and hashes on an emulated computer (long)
+	python tests/check_avx512.py $(BUILD)-release build/emulator
+
+build/emulator/bochs: tests/emulator/build.sh tests/emulator/boot.S
+	tests/emulator/build.sh build/emulator
 
 # checkkernels for what valgrind says of memory alone, not for its own count of failures: valgrind 3.19 gives a
 # fused negative multiply-add (vfnmadd) that comes to exactly 0 the other sign, and nothing else differs.
