@@ -30,9 +30,12 @@ COLOURS = {
 Document = dict[str, Any]
 
 
-def documents() -> list[Document]:
-    """The results to draw, one panel each."""
-    return [json.loads(path.read_text()) for path in sorted(BENCH.glob("results/compare_*.json"))]
+def documents() -> dict[str, Document]:
+    """{the widest instructions: results to draw}, one panel each."""
+    return {
+        path.stem.removeprefix("compare_").upper(): json.loads(path.read_text())
+        for path in sorted(BENCH.glob("results/compare_*.json"))
+    }
 
 
 def digest() -> str:
@@ -64,7 +67,7 @@ def draw(path: Path) -> None:
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bitm", "font.size": 10})
     results = documents()
     figure, panels = plt.subplots(1, len(results), figsize=(5.4 * len(results), 3.6), squeeze=False)
-    for axes, document in zip(panels[0], results):
+    for axes, (isa, document) in zip(panels[0], results.items()):
         engines = one_sentence(document)
         width = 0.82 / len(engines)
         longest = max(times[-1] for times in engines.values())
@@ -75,7 +78,7 @@ def draw(path: Path) -> None:
                 axes.text(x, ms + longest / 80, f"{ms:.3g}", ha="center", fontsize=7.5)
         axes.set_xticks(range(len(LENGTHS)), [f"{length} tokens" for length in LENGTHS])
         axes.set_ylabel("ms on one thread: less is better")
-        axes.set_title(document["machine"].replace("(R)", ""), fontsize=10)
+        axes.set_title(f"{document['machine'].replace('(R)', '')}, {isa}", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="upper left")
     figure.suptitle("One sequence through BERT-base's encoder", fontsize=11)
