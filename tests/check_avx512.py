@@ -61,7 +61,7 @@ def make_script(models: list[Path]) -> str:
                 f"echo == {model.name} {tier}",
                 f"/bin/bitm verify /{model.name} --threads 1 --kernels {','.join(kernels)}",
             ]
-    return "\n".join([*lines, "echo == end", "/bin/busybox reboot -f"]) + "\n"
+    return "\n".join([*lines, "/bin/busybox sleep 5", "/bin/busybox reboot -f"]) + "\n"
 
 
 def libraries(program: Path) -> list[Path]:
