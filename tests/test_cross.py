@@ -153,6 +153,46 @@ def test_memory_is_told(target: str, small_model: Path) -> None:
     assert told["file_bytes"] == small_model.stat().st_size
 
 
+def most_mapped(calls: str) -> int:
+    """The most bytes that a program had mapped at a time, by qemu's log of its system calls."""
+    size_of: dict[int, int] = {}  # of mappings, by their addresses
+    heap_begin, heap, most = 0, 0, 0
+    for name, listed, result in re.findall(
+        r" (brk|mmap2?|munmap|mremap)\(([^()]*)\) = (\w+)", calls
+    ):
+        words = listed.split(",")
+        if name == "brk":
+            heap_begin = heap_begin or int(result, 0)
+            heap = int(result, 0) - heap_begin
+        elif name == "munmap":
+            first, end = int(words[0], 0), int(words[0], 0) + int(words[1], 0)
+            begin = max(address for address in size_of if address <= first)
+            last = begin + size_of.pop(begin)
+            parts = {begin: first - begin, end: last - end}
+            size_of.update({address: size for address, size in parts.items() if size > 0})
+        else:
+            if name == "mremap":
+                del size_of[int(words[0], 0)]
+            size_of[int(result, 0)] = int(words[2 if name == "mremap" else 1], 0)
+        most = max(most, heap + sum(size_of.values()))
+    return most
+
+
+@pytest.mark.parametrize("target", [t for t in of_kind("musl") if not t.startswith("x86_64")])
+def test_no_more_memory_is_taken_than_told(target: str, small_model: Path) -> None:
+    """All that the program maps, touched or not, its own segments, and a stack of 256 KiB, which is
+    all that qemu gives it."""
+    program, stack = folder(target) / "bitm", 256 << 10
+    words = ["fill-mask", small_model, TEXT, "--threads=1"]
+    told = json.loads(run_command(*emulator(target), program, *words, "--memory", "--json").stdout)
+    done = run_command(*emulator(target), "-s", stack, "-strace", program, *words)
+    assert done.returncode == 0
+    assert done.stdout.split()[1] == "ocean"
+    loads = re.findall(r"LOAD(?: +\w+){4} +(\w+)", readelf("--program-headers", program))
+    taken = most_mapped(done.stderr) + sum(int(size, 0) for size in loads) + stack
+    assert told["file_bytes"] + told["session_bytes"] < taken <= told["total_bytes"]
+
+
 @pytest.mark.parametrize("target", of_kind("musl", "glibc"))
 def test_example_answers_as_on_this_machine(target: str, native: Path, small_model: Path) -> None:
     expected = run_command(native / "embed_in_c", small_model, TEXT)
