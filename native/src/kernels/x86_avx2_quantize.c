@@ -273,25 +273,40 @@ void bitm_pack_planes__avx2(const int16_t *codes, size_t stride, uint32_t n, uin
 
 /* ---- Products of planes ---- */
 
-INLINE void dot_planes(const bitm_planes *a, const bitm_planes *b, const uint32_t n_words,
-                       uint32_t n_rows, int32_t *dots)
+INLINE void dot_rows(const bitm_planes *a, const uint32_t n_a, const bitm_planes *b,
+                     const uint32_t n_b, const uint32_t n_words, uint32_t n_rows, int32_t *dots)
 {
-    const uint64_t *y = b->bits;
+    int32_t a_weights[BITM_MAX_PLANES], b_weights[BITM_MAX_PLANES]; /* no store can change them */
+    memcpy(a_weights, a->weights, n_a * sizeof a_weights[0]);
+    memcpy(b_weights, b->weights, n_b * sizeof b_weights[0]);
+    const uint64_t *first = a->bits, *y = b->bits;
     for (uint32_t j = 0; j < n_rows; j++) {
         int32_t sum = 0;
-        for (uint32_t q = 0; q < b->n_planes; q++, y += n_words) {
-            const uint64_t *x = a->bits;
+        for (uint32_t q = 0; q < n_b; q++, y += n_words) {
+            const uint64_t *x = first;
             int32_t part = 0;
-            for (uint32_t p = 0; p < a->n_planes; p++, x += n_words) {
+            for (uint32_t p = 0; p < n_a; p++, x += n_words) {
                 int32_t count = 0;
                 for (size_t i = 0; i < n_words; i++)
                     count += (int32_t)__builtin_popcountll(x[i] & y[i]);
-                part += a->weights[p] * count;
+                part += a_weights[p] * count;
             }
-            sum += b->weights[q] * part;
+            sum += b_weights[q] * part;
         }
         dots[j] = sum;
     }
+}
+
+/* Signs, and bits with signs, have so few planes that loops over them would cost more than they. */
+INLINE void dot_planes(const bitm_planes *a, const bitm_planes *b, const uint32_t n_words,
+                       uint32_t n_rows, int32_t *dots)
+{
+    if (a->n_planes == 2 && b->n_planes == 2)
+        dot_rows(a, 2, b, 2, n_words, n_rows, dots);
+    else if (a->n_planes == 1 && b->n_planes == 2)
+        dot_rows(a, 1, b, 2, n_words, n_rows, dots);
+    else
+        dot_rows(a, a->n_planes, b, b->n_planes, n_words, n_rows, dots);
 }
 
 /* A head has one word, texts of 128 tokens two: too few for a loop. */
