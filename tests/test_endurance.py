@@ -22,8 +22,8 @@ def test_many_calls_leave_nothing_behind(tiny_model: Path) -> None:
         done = soak(model, 4_000)
     assert done.grown_descriptors == 0
     assert done.leaked_bytes < 16 << 10  # 40 bytes a call
-    # Generous, for machines under load: what piles up would cost far more.
-    assert np.median(done.last_ms) < 5 * np.median(done.first_ms)
+    # The fast calls, which other work on the machine does not touch; what piles up slows them all.
+    assert np.percentile(done.last_ms, 10) < 5 * np.percentile(done.first_ms, 10)
 
 
 def test_sixteen_threads_share_a_model(tiny_model: Path) -> None:
