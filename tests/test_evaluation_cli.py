@@ -19,6 +19,7 @@ import bitm_formats
 import tiny_models
 from bitm import BitmError, cli
 from bitm._native import why_no_gpu
+from bitm.cli import arguments
 from bitm.evaluation import plots
 from bitm.evaluation.command import Bar
 from bitm.evaluation.masking import PROTOCOLS
@@ -64,13 +65,13 @@ def test_help() -> None:
     assert max(map(len, text.splitlines())) <= 100
     for option in re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE):
         assert option in ("--help", "--version") or option in str(
-            cli._parser("eval")._option_string_actions
+            arguments._parser("eval")._option_string_actions
         )
 
 
 def test_choices_are_those_of_the_modules() -> None:
-    assert cli.TEXT_FORMATS == FORMATS
-    assert cli.PROTOCOLS == PROTOCOLS
+    assert arguments.TEXT_FORMATS == FORMATS
+    assert arguments.PROTOCOLS == PROTOCOLS
 
 
 def test_table_and_json(tiny_model: Path, data: Path) -> None:
