@@ -134,6 +134,11 @@ test-cuda: dev ## build libbitm_cuda (needs nvcc) and run its tests on this mach
 	PYTHONPATH=runtime:formats:converter:tests:build/cuda/python pytest -q -p device_twin \
 	  tests/test_quantizers.py tests/test_family_*.py tests/test_invariance.py
 
+# Elsewhere these tests are skipped: what they need is large.
+cuda-sources: dev ## compile the CUDA sources for every GPU that they are meant for; no GPU is needed
+	pip install --quiet --group cuda
+	BITM_NEED_CUDA_COMPILERS=1 pytest -q -n auto --maxprocesses 4 tests/test_cuda_sources.py
+
 asan: $(VENV)/ready ## run the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call CMAKE,asan)
 	$(call CTEST,asan)
