@@ -148,7 +148,7 @@ def original_table(document: Document) -> str:
     ]
     head += [
         "the original's count, MiB",
-        *(["pseudo-perplexity"] if document.get("wikitext") else []),
+        *(["pseudo-perplexity"] if document["wikitext"] else []),
         "says most",
         "its CE",
         "its accuracy",
@@ -158,7 +158,7 @@ def original_table(document: Document) -> str:
     sentences = f"{document['limit']} sentences" if document["limit"] else "All sentences"
     masks = document["rows"][0]["masks"]
     data = f"{sentences} of {document['data']}, {masks} masks"
-    if document.get("wikitext"):
+    if document["wikitext"]:
         n = document["wikitext_limit"]
         data += f"; {f'{n} paragraphs' if n else 'all'} of {document['wikitext']}"
     rows = map(original_row, document["rows"])
