@@ -172,10 +172,10 @@ test-arm: dev build ## check kernels and hashes on emulated ARM processors (Debi
 	python tests/check_arm.py $(BUILD)-release/bitm build/aarch64-linux-gnu build/arm-linux-gnueabihf
 
 # The emulator is built once, from Debian's packages.
-test-avx512: dev build build/emulator/bochs ## check AVX-512 kernels and hashes on an emulated computer (long)
+test-avx512: dev build build/emulator/bochs ## check AVX-512 and AMX kernels and hashes on an emulated computer
 	python tests/check_avx512.py $(BUILD)-release build/emulator
 
-build/emulator/bochs: tests/emulator/build.sh tests/emulator/boot.S
+build/emulator/bochs: $(wildcard tests/emulator/*)
 	tests/emulator/build.sh build/emulator
 
 # checkkernels for what valgrind says of memory alone, not for its own count of failures: valgrind 3.19 gives a

@@ -1,4 +1,4 @@
-"""The kernels of AVX-512, VNNI and VPOPCNTDQ on an emulated computer that has them.
+"""The kernels of AVX-512, VNNI, VPOPCNTDQ and AMX on an emulated computer that has them.
 
 python tests/check_avx512.py BUILD EMULATOR
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from check_arm import ACTIVATIONS, ROOT, hashes, run
 
-TIERS = ("avx512", "vnni", "vpopcnt")
+TIERS = ("avx512", "vnni", "vpopcnt", "amx")
 SECONDS = 3600
 MEMORY = 256 << 20  # also in boot.S, as are the following two
 BOOT_PARAMETERS = 0x10000
@@ -27,9 +27,12 @@ KERNEL = 0x100000
 COMMAND_LINE = 0x20000
 INITIAL_FILES = MEMORY // 2
 # A panic and a restart end the emulator; no message of the kernel comes between the programs'.
-OPTIONS = "console=ttyS0 quiet acpi=off nokaslr mitigations=off panic=-1 reboot=triple"
+OPTIONS = (
+    "console=ttyS0 quiet acpi=off nokaslr intel_idle.max_cstate=0 mitigations=off panic=-1"
+    " reboot=triple"
+)
 MACHINE = """\
-cpu: model=tigerlake, ips=100000000, reset_on_triple_fault=0
+cpu: model=sapphire_rapids, ips=100000000, reset_on_triple_fault=0
 memory: guest=256, host=256, block_size=1024
 clock: sync=none
 romimage: file=boot.rom, address=0xffff0000

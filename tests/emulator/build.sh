@@ -47,8 +47,9 @@ tar -xf bochs_*.orig.tar.* -C bochs --strip-components=1
 gcc -c "$here/boot.S" -o boot.o
 objcopy --output-target=binary --only-section=.text boot.o ../boot.rom
 
+python3 "$here/mend_bochs.py" bochs
 cd bochs
-./configure --enable-cpu-level=6 --enable-x86-64 --enable-avx --enable-evex --enable-all-optimizations \
+./configure --enable-cpu-level=6 --enable-x86-64 --enable-avx --enable-evex --enable-amx --enable-all-optimizations \
   --disable-vmx --disable-smp --disable-pci --disable-cdrom --disable-plugins --disable-show-ips \
   --disable-docbook --disable-xpm --with-nogui CFLAGS=-O2 CXXFLAGS=-O2
 make -j "$(nproc)" bochs
