@@ -166,10 +166,17 @@ ARM_BUILD = cmake --preset release -S native -B build/$(1) -DCMAKE_C_COMPILER=$(
   -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$(2) -DCMAKE_EXE_LINKER_FLAGS=-static >/dev/null \
   && cmake --build build/$(1) --target checkkernels bitm_tool
 
-test-arm: dev build ## check kernels and hashes on emulated ARM processors (Debian's cross-compilers)
+arm-builds:
 	$(call ARM_BUILD,aarch64-linux-gnu,aarch64)
 	$(call ARM_BUILD,arm-linux-gnueabihf,armv7)
+
+test-arm: dev build arm-builds ## check kernels and hashes on emulated ARM processors (Debian's cross-compilers)
 	python tests/check_arm.py $(BUILD)-release/bitm build/aarch64-linux-gnu build/arm-linux-gnueabihf
+
+# OUTPUT=FILE writes the table instead of comparing with it.
+invariance: dev build arm-builds ## check that every family's model gives one answer, however it is run
+	PYTHONPATH=tests python tests/check_invariance.py $(BUILD)-release build/aarch64-linux-gnu \
+	  build/arm-linux-gnueabihf $(if $(OUTPUT),--output $(OUTPUT))
 
 # The emulator is built once, from Debian's packages.
 test-avx512: dev build build/emulator/bochs ## check AVX-512 and AMX kernels and hashes on an emulated computer

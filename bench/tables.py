@@ -305,9 +305,24 @@ def ratios(rows: list[Row], clock: str) -> str:
     )
 
 
+def invariance(document: Document) -> str:
+    """A row for every model and mode, all of whose runs gave one hash."""
+    rows = (
+        [row["family"], row["mode"], row["logits"], str(row["ways"]), row["verify"]]
+        for row in document["rows"]
+    )
+    head = ["model", "activations", "logits", "ways to run it here"]
+    tiers = ", ".join(document["tiers"])
+    return (
+        f"Kernels forced in turn: {tiers}.\n\n"
+        f"{table([*head, '`bitm verify`: x86-64, aarch64, armv7'], rows)}"
+    )
+
+
 RENDERERS: dict[str, Callable[[Document], str]] = {
     "activation_modes": activation_modes,
     "arm_cycles": arm_cycles,
+    "check_invariance": invariance,
     "cold_start": cold_start,
     "cuda": cuda,
     "end_to_end": end_to_end,
@@ -325,7 +340,7 @@ def render(path: Path) -> str:
         SystemExit: no table is known for that script.
     """
     document = json.loads(path.read_text())
-    script = re.search(r"bench/(\w+)\.py", document["command"])
+    script = re.search(r"(?:bench|tests)/(\w+)\.py", document["command"])
     if script is None or script[1] not in RENDERERS:
         raise SystemExit(f"{path}: no table for the results of {document['command']!r}")
     return f"{source(document)}\n\n{RENDERERS[script[1]](document)}\n"
