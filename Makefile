@@ -99,11 +99,10 @@ test-cross: build dev ## build for other machines, and run what an emulator can
 	done
 	BITM_CROSS='$(TRIED)' BITM_NATIVE=$(BUILD)-release pytest -q tests/test_cross.py
 
-wheel-again: wheel ## check that building again gives the same bytes
+wheel-again: wheel ## check that another checkout of the last commit gives the same bytes
 	rm -rf build/again
-	mkdir -p build/again
-	tar -xf dist/*.tar.gz -C build/again
-	python -m build --no-isolation --outdir build/again/dist build/again/bitm-*/
+	git clone --quiet . build/again
+	cd build/again && python -m build --no-isolation
 	cd dist && sha256sum *.tar.gz *.whl | tee /dev/stderr | (cd ../build/again/dist && sha256sum --check)
 
 clean: ## remove everything that was made
