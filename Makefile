@@ -191,7 +191,8 @@ valgrind: build ## run the C tests under valgrind
 	  echo "$$name"; \
 	  (cd $(BUILD)-release && valgrind --quiet --error-exitcode=99 --leak-check=full ./tests/$$name) || exit 1; \
 	done
-	valgrind --quiet --log-file=$(BUILD)-release/valgrind.log $(BUILD)-release/tests/checkkernels --seed 1 || [ $$? = 1 ]
+	valgrind --quiet --log-file=$(BUILD)-release/valgrind.log $(BUILD)-release/tests/checkkernels --seed 1 \
+	  >$(BUILD)-release/checkkernels.log || [ $$? = 1 ]
 	cat $(BUILD)-release/valgrind.log && test ! -s $(BUILD)-release/valgrind.log
 
 guard: dev ## count the instructions of small runs: fails where they have become more (gcc 12)
