@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -114,6 +115,14 @@ def test_command_line_without_a_model(tmp_path: Path) -> None:
     done = run_in(tmp_path, "fill-mask", PARIS, "--top-k", "1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split(maxsplit=2)[1:] == ["paris", "the capital of france is paris.\n"]
+
+
+def test_memory_without_a_model(tmp_path: Path) -> None:
+    done = run_in(tmp_path, "fill-mask", "--memory", "--json", PARIS)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["file_bytes"] == Path(told["path"]).stat().st_size
+    assert told["total_bytes"] > told["file_bytes"]
 
 
 def test_several_texts_without_a_model(capfdbinary: pytest.CaptureFixture[bytes]) -> None:

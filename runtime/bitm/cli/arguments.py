@@ -116,8 +116,10 @@ def parse(command: str, words: list[str]) -> argparse.Namespace:
     if getattr(arguments, "memory", False) and arguments.device.startswith("cuda"):
         raise UsageError("argument --memory: tells of the CPU alone")
     if command == "fill-mask" and not _is_path(arguments.model):
+        from bitm.model import demo_path
+
         arguments.texts = [text for text in (arguments.model, *arguments.texts) if text is not None]
-        arguments.model = None
+        arguments.model = str(demo_path())
     return arguments
 
 

@@ -20,11 +20,11 @@ VERIFY_TOKENS, VERIFY_STEP = 24, 6
 
 
 def open_model(arguments: argparse.Namespace, activations: str | None = None) -> Model:
-    """Opens the model that the words name, or the one that comes with bitm."""
-    from bitm.model import Model, demo_path
+    """Opens the model that the words name."""
+    from bitm.model import Model
 
     return Model(
-        arguments.model or demo_path(),
+        arguments.model,
         threads=arguments.threads,
         device=arguments.device,
         activations=activations or arguments.activations,
