@@ -103,7 +103,9 @@ wheel-again: wheel ## check that another checkout of the last commit gives the s
 	rm -rf build/again
 	git clone --quiet . build/again
 	cd build/again && python -m build --no-isolation
-	cd dist && sha256sum *.tar.gz *.whl | tee /dev/stderr | (cd ../build/again/dist && sha256sum --check)
+	cd dist && sha256sum *.tar.gz *.whl >../build/again/SHA256SUMS
+	cat build/again/SHA256SUMS
+	cd build/again/dist && sha256sum --check ../SHA256SUMS
 
 clean: ## remove everything that was made
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
