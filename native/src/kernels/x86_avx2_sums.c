@@ -121,6 +121,19 @@ INLINE __m128i load_8(const void *bytes, size_t n)
     return _mm_loadl_epi64((const __m128i *)room);
 }
 
+/* Rows of 4 words become columns. */
+INLINE void transpose_i32x4(__m128i rows[4])
+{
+    __m128i low = _mm_unpacklo_epi32(rows[0], rows[1]);
+    __m128i low_more = _mm_unpacklo_epi32(rows[2], rows[3]);
+    __m128i high = _mm_unpackhi_epi32(rows[0], rows[1]);
+    __m128i high_more = _mm_unpackhi_epi32(rows[2], rows[3]);
+    rows[0] = _mm_unpacklo_epi64(low, low_more);
+    rows[1] = _mm_unpackhi_epi64(low, low_more);
+    rows[2] = _mm_unpacklo_epi64(high, high_more);
+    rows[3] = _mm_unpackhi_epi64(high, high_more);
+}
+
 INLINE void store_codes(int16_t *place, __m256i codes_i16x16)
 {
     _mm256_store_si256((__m256i *)place, codes_i16x16);
@@ -141,14 +154,9 @@ INLINE void make_codes_i8(work *w, size_t input, size_t n, int16_t codes[8][LANE
     }
     /* v[i]: inputs 0 to 3 of tokens 4 i to 4 i + 3, v[i + 4]: inputs 4 to 7. */
     for (int half = 0; half < 2; half++) {
-        __m128i *x = v + 4 * half;
-        __m128i low = _mm_unpacklo_epi32(x[0], x[1]), low_more = _mm_unpacklo_epi32(x[2], x[3]);
-        __m128i high = _mm_unpackhi_epi32(x[0], x[1]), high_more = _mm_unpackhi_epi32(x[2], x[3]);
-        int16_t (*place)[LANES] = codes + 4 * half;
-        store_codes(place[0], _mm256_cvtepi8_epi16(_mm_unpacklo_epi64(low, low_more)));
-        store_codes(place[1], _mm256_cvtepi8_epi16(_mm_unpackhi_epi64(low, low_more)));
-        store_codes(place[2], _mm256_cvtepi8_epi16(_mm_unpacklo_epi64(high, high_more)));
-        store_codes(place[3], _mm256_cvtepi8_epi16(_mm_unpackhi_epi64(high, high_more)));
+        transpose_i32x4(v + 4 * half);
+        for (int i = 4 * half; i < 4 * half + 4; i++)
+            store_codes(codes[i], _mm256_cvtepi8_epi16(v[i]));
     }
 }
 
@@ -173,14 +181,9 @@ INLINE void make_codes_i16(work *w, size_t input, size_t n, int16_t codes[8][LAN
         u[i + 4] = _mm_unpackhi_epi16(v[2 * i], v[2 * i + 1]);
     }
     for (int half = 0; half < 2; half++) {
-        __m128i *x = u + 4 * half;
-        __m128i low = _mm_unpacklo_epi32(x[0], x[1]), low_more = _mm_unpacklo_epi32(x[2], x[3]);
-        __m128i high = _mm_unpackhi_epi32(x[0], x[1]), high_more = _mm_unpackhi_epi32(x[2], x[3]);
-        int16_t (*place)[LANES] = codes + 4 * half;
-        store_bytes_of(place[0], _mm_unpacklo_epi64(low, low_more));
-        store_bytes_of(place[1], _mm_unpackhi_epi64(low, low_more));
-        store_bytes_of(place[2], _mm_unpacklo_epi64(high, high_more));
-        store_bytes_of(place[3], _mm_unpackhi_epi64(high, high_more));
+        transpose_i32x4(u + 4 * half);
+        for (int i = 4 * half; i < 4 * half + 4; i++)
+            store_bytes_of(codes[i], u[i]);
     }
 }
 
