@@ -114,7 +114,7 @@ LOOPS = (
     Loop("gemm_w1a8", "dotprod", "dotprod", "sdot", 16, "MAC", "cmtst", "-", (0, 0, 32)),
     Loop("attention", "neon", "neon_floats", "fmla", 4, "MAC", "ldr", "ldp", (4, 4, 8)),
     Loop("dot_planes", "neon", "neon_bits", "cnt", 128, "MAC", "ldr", "-"),
-    Loop("quantize", "neon", "neon_quantize", "fcvtzs", 4, "value", "fcvtzs", "-"),
+    Loop("quantize", "neon", "neon_quantize", "fcmge", 4, "value", "fcmge", "fcmgt"),
     Loop("quantize_i8", "neon", "neon_quantize", "fcvtzs", 4, "value", "fcvtzs", "-"),
     Loop("activate", "neon", "neon_tokens", "shl", 4, "value", "shl", "fdiv"),
     Loop("exp_sum", "neon", "neon_tokens", "shl", 4, "value", "shl", "-"),

@@ -60,6 +60,7 @@ typedef struct head_room {
     size_t query;         /* [planes, words of a head] */
     size_t probabilities; /* [planes, words of a sequence] */
     size_t codes;         /* [max_length] int16: probabilities of one row */
+    size_t key_sums;      /* [max_length] int32: sums of the codes of keys */
     size_t value_sums;    /* [head_size] int32: sums of the codes of values */
     size_t dots;          /* [max_length] or [head_size] int32: of one row with keys, with values */
     size_t end;
@@ -88,7 +89,8 @@ static head_room room_of(const bitm_network *network, uint32_t max_length)
     room.query = room.values + values * row_words * config->head_size;
     room.probabilities = room.query + query * head_words;
     room.codes = room.probabilities + probabilities * row_words;
-    room.value_sums = room.codes + ((size_t)max_length + 3) / 4;
+    room.key_sums = room.codes + ((size_t)max_length + 3) / 4;
+    room.value_sums = room.key_sums + ((size_t)max_length + 1) / 2;
     room.dots = room.value_sums + ((size_t)config->head_size + 1) / 2;
     room.end = room.dots + (larger_size(max_length, config->head_size) + 1) / 2;
     return room;
@@ -133,6 +135,15 @@ typedef struct work {
     float *context;                    /* [n_tokens, A] */
 } work;
 
+/* Rows of codes in planes: code = offset + (sum of weights[p] * bit p).  Signs of which none is 0,
+ * as they nearly all are, take one plane: 1 - 2 * (bit of a negative one). */
+typedef struct packed {
+    bitm_planes planes;
+    int32_t offset;
+    uint64_t *bits;
+    int32_t *sums; /* of each row's codes */
+} packed;
+
 /* One task of it. */
 typedef struct head {
     const work *w;
@@ -142,10 +153,9 @@ typedef struct head {
     size_t place;      /* of the head's first component in a row of A */
     float *scores;     /* [S] */
     /* Quantized operands, in this thread's planes. */
-    uint64_t *keys, *values;
+    packed keys, values;
     uint64_t *query, *probabilities;
     int16_t *codes;
-    int32_t *value_sums;
     int32_t *dots;
 } head;
 
@@ -168,12 +178,13 @@ static void open_room(head *h, uint32_t worker)
     const bitm_attention_buffers *buffers = &backend->attention;
     head_room room = room_of(backend->network, backend->max_length);
     uint64_t *planes = buffers->planes + worker * buffers->plane_words;
-    h->keys = planes + room.keys;
-    h->values = planes + room.values;
+    h->keys =
+        (packed){.bits = planes + room.keys, .sums = (int32_t *)(void *)(planes + room.key_sums)};
+    h->values = (packed){.bits = planes + room.values,
+                         .sums = (int32_t *)(void *)(planes + room.value_sums)};
     h->query = planes + room.query;
     h->probabilities = planes + room.probabilities;
     h->codes = (int16_t *)(void *)(planes + room.codes);
-    h->value_sums = (int32_t *)(void *)(planes + room.value_sums);
     h->dots = (int32_t *)(void *)(planes + room.dots);
 }
 
@@ -216,15 +227,49 @@ static const int16_t *codes_of(const head *h, int operand, size_t token)
            (h->first + token) * backend->network->attention_size + h->place;
 }
 
-static void pack_keys(const head *h)
+/* Whether all of n codes of a plane are 1. */
+static bool is_full(const uint64_t *plane, uint32_t n)
+{
+    for (; n >= 64; n -= 64, plane++)
+        if (*plane != UINT64_MAX) return false;
+    return n == 0 || *plane == (UINT64_C(1) << n) - 1;
+}
+
+/* Packs n_rows rows of n codes, and sums them.  Codes of a row are `stride` apart, of rows
+ * `row_stride`. */
+static void pack_rows(const bitm_backend *backend, const bitm_file_quantizer *quantizer,
+                      const int16_t *codes, size_t row_stride, size_t stride, uint32_t n_rows,
+                      uint32_t n, packed *rows)
+{
+    static const int32_t weight_of_negative = -2;
+    size_t words = ((size_t)n + 63) / 64;
+    bool has_zeros = quantizer->kind != BITM_QUANTIZER_SIGN;
+    rows->offset = 0;
+    rows->planes = planes_of(quantizer, rows->bits);
+    size_t row_words = rows->planes.n_planes * words;
+    for (size_t j = 0; j < n_rows; j++, codes += row_stride) {
+        uint64_t *row = rows->bits + j * row_words;
+        backend->kernels->pack_planes(codes, stride, n, rows->planes.n_planes, row);
+        has_zeros = has_zeros || !is_full(row, n);
+        rows->sums[j] = 0;
+        for (size_t i = 0; i < n; i++)
+            rows->sums[j] += codes[i * stride];
+    }
+    if (has_zeros) return;
+    /* Of the two planes of a sign's bits, 1 where it is not 0 and where it is negative. */
+    for (size_t j = 0; j < n_rows; j++)
+        memmove(rows->bits + j * words, rows->bits + (2 * j + 1) * words, words * sizeof(uint64_t));
+    rows->offset = 1;
+    rows->planes.n_planes = 1;
+    rows->planes.weights = &weight_of_negative;
+}
+
+static void pack_keys(head *h)
 {
     const bitm_backend *backend = h->w->backend;
-    uint32_t head_size = backend->network->config->head_size;
-    uint32_t planes = n_planes(h->w->layer->quantize_key);
-    size_t words = ((size_t)head_size + 63) / 64;
-    for (size_t j = 0; j < h->n_tokens; j++)
-        backend->kernels->pack_planes(codes_of(h, KEY, j), 1, head_size, planes,
-                                      h->keys + j * planes * words);
+    pack_rows(backend, h->w->layer->quantize_key, codes_of(h, KEY, 0),
+              backend->network->attention_size, 1, h->n_tokens, backend->network->config->head_size,
+              &h->keys);
 }
 
 /* q_i . k_j of integers, times their steps. */
@@ -234,15 +279,20 @@ static void integer_products(const head *h, size_t i)
     const bitm_backend *backend = w->backend;
     const bitm_attention_buffers *buffers = &backend->attention;
     uint32_t head_size = backend->network->config->head_size;
-    uint32_t words = (head_size + 63) / 64;
-    bitm_planes query = planes_of(w->layer->quantize_query, h->query);
-    backend->kernels->pack_planes(codes_of(h, QUERY, i), 1, head_size, query.n_planes, h->query);
-    bitm_planes key = planes_of(w->layer->quantize_key, h->keys);
-    backend->kernels->dot_planes(&query, &key, words, h->n_tokens, h->dots);
+    int32_t sum, from_sums;
+    packed query = {.bits = h->query, .sums = &sum};
+    pack_rows(backend, w->layer->quantize_query, codes_of(h, QUERY, i), 0, 1, 1, head_size, &query);
+    backend->kernels->dot_planes(&query.planes, &h->keys.planes, (head_size + 63) / 64, h->n_tokens,
+                                 h->dots);
+    /* With q = a + x and k = b + y: q . k = x . y + a (sum of k) + b (sum of q) - a b n. */
+    from_sums = h->keys.offset * (sum - query.offset * (int32_t)head_size);
     float step = buffers->step[QUERY][h->first + i];
     const float *key_step = buffers->step[KEY] + h->first;
-    for (size_t j = 0; j < h->n_tokens; j++)
-        h->scores[j] = (float)h->dots[j] * (step * key_step[j]);
+    const int32_t *key_sums = h->keys.sums;
+    for (size_t j = 0; j < h->n_tokens; j++) {
+        int32_t dot = h->dots[j] + from_sums + query.offset * key_sums[j];
+        h->scores[j] = (float)dot * (step * key_step[j]);
+    }
 }
 
 /* out[j] = a [n] . b_j [n] for rows b_j, as the float products add. */
@@ -285,8 +335,8 @@ static void add_low_rank(const head *h, size_t i)
     }
 }
 
-/* scores [S] = probabilities of row i before their quantizer. */
-static void find_probabilities(const head *h, size_t i)
+/* scores [S] = probabilities of row i before their quantizer, times the number returned. */
+static float find_weights(const head *h, size_t i)
 {
     const work *w = h->w;
     const bitm_backend *backend = w->backend;
@@ -300,9 +350,13 @@ static void find_probabilities(const head *h, size_t i)
     if (config->score_rank > 0) add_low_rank(h, i);
     for (size_t j = 0; j < h->n_tokens; j++)
         h->scores[j] *= config->score_scale;
-    if (config->attention_normalizer != BITM_NORMALIZER_SOFTMAX) return;
-    float sum = backend->kernels->exp_sum(h->scores, h->n_tokens);
-    for (size_t j = 0; j < h->n_tokens; j++)
+    if (config->attention_normalizer != BITM_NORMALIZER_SOFTMAX) return 1.0F;
+    return backend->kernels->exp_sum(h->scores, h->n_tokens);
+}
+
+static void divide_scores(const head *h, float sum)
+{
+    for (size_t j = 0; sum != 1.0F && j < h->n_tokens; j++)
         h->scores[j] /= sum;
 }
 
@@ -326,7 +380,7 @@ static void extremes_task(void *context, uint32_t task, uint32_t worker)
     if (w->integer_scores) pack_keys(&h);
     for (size_t i = 0; i < h.n_tokens; i++) {
         float row[2];
-        find_probabilities(&h, i);
+        divide_scores(&h, find_weights(&h, i));
         w->backend->kernels->extremes(&quantization, h.scores, h.n_tokens, row);
         extremes[0] = i == 0 || row[0] < extremes[0] ? row[0] : extremes[0];
         extremes[1] = i == 0 || row[1] > extremes[1] ? row[1] : extremes[1];
@@ -355,20 +409,13 @@ static void join_heads(const work *w)
 
 /* ---- Context ---- */
 
-/* The values' codes of every component, over the sequence, and their sums. */
-static void pack_values(const head *h)
+/* The values' codes of every component, over the sequence. */
+static void pack_values(head *h)
 {
     const bitm_backend *backend = h->w->backend;
     const bitm_network *network = backend->network;
-    uint32_t planes = n_planes(h->w->layer->quantize_value);
-    size_t words = ((size_t)h->n_tokens + 63) / 64;
-    for (size_t d = 0; d < network->config->head_size; d++) {
-        backend->kernels->pack_planes(codes_of(h, VALUE, 0) + d, network->attention_size,
-                                      h->n_tokens, planes, h->values + d * planes * words);
-        h->value_sums[d] = 0;
-        for (size_t j = 0; j < h->n_tokens; j++)
-            h->value_sums[d] += codes_of(h, VALUE, j)[d];
-    }
+    pack_rows(backend, h->w->layer->quantize_value, codes_of(h, VALUE, 0), 1,
+              network->attention_size, network->config->head_size, h->n_tokens, &h->values);
 }
 
 /* With p = step_p * code_p + base_p and v = step_v * code_v + base_v:
@@ -381,14 +428,13 @@ static void integer_context(const head *h, float step, float base, int32_t code_
     const bitm_attention_buffers *buffers = &backend->attention;
     uint32_t head_size = backend->network->config->head_size, words = (h->n_tokens + 63) / 64;
     bitm_planes p = planes_of(w->layer->quantize_probabilities, h->probabilities);
-    bitm_planes v = planes_of(w->layer->quantize_value, h->values);
     backend->kernels->pack_planes(h->codes, 1, h->n_tokens, p.n_planes, h->probabilities);
     float value_step = buffers->step[VALUE][h->first], value_base = buffers->base[VALUE][h->first];
-    backend->kernels->dot_planes(&p, &v, words, head_size, h->dots);
+    backend->kernels->dot_planes(&p, &h->values.planes, words, head_size, h->dots);
     float sum = step * (float)code_sum + base * (float)h->n_tokens;
     for (size_t d = 0; d < head_size; d++) {
-        float c = (float)h->dots[d] * (step * value_step);
-        c = fmaf(base * value_step, (float)h->value_sums[d], c);
+        float c = (float)(h->dots[d] + h->values.offset * code_sum) * (step * value_step);
+        c = fmaf(base * value_step, (float)h->values.sums[d], c);
         context[d] = fmaf(value_base, sum, c);
     }
 }
@@ -416,34 +462,46 @@ static void add_value_term(const head *h, float *context)
         context[d] += sum;
 }
 
+/* The codes of the probabilities of row i, their step, base and sum.  A threshold of weights is
+ * found sooner than all of them are divided. */
+static int32_t quantize_probabilities(const head *h, size_t i, bitm_quantization quantization,
+                                      float *step, float *base)
+{
+    const bitm_backend *backend = h->w->backend;
+    float sum = find_weights(h, i);
+    bitm_quantizer_finish(h->w->layer->quantize_probabilities,
+                          extremes_of(backend, h->sequence, h->number), &quantization, step, base);
+    if (!bitm_quantization_divide(&quantization, sum)) divide_scores(h, sum);
+    return backend->kernels->quantize(&quantization, h->scores, h->n_tokens, h->codes);
+}
+
 static void general_task(void *argument, uint32_t task, uint32_t worker)
 {
     const work *w = argument;
-    const bitm_backend *backend = w->backend;
-    const bitm_network *network = backend->network;
+    const bitm_network *network = w->backend->network;
     const bitm_file_quantizer *quantizer = w->layer->quantize_probabilities;
+    bitm_quantization quantization = {0};
     head h = open_head(w, task, worker);
     open_room(&h, worker);
+    if (quantizer != NULL) quantization = bitm_quantizer_begin(quantizer, NULL);
     if (w->integer_scores) pack_keys(&h);
     if (w->integer_context) pack_values(&h);
     for (size_t i = 0; i < h.n_tokens; i++) {
-        float step = 1.0F, base = 0.0F;
-        int32_t code_sum = 0;
-        find_probabilities(&h, i);
-        if (quantizer != NULL) {
-            bitm_quantization quantization = bitm_quantizer_begin(quantizer, NULL);
-            bitm_quantizer_finish(quantizer, extremes_of(backend, h.sequence, h.number),
-                                  &quantization, &step, &base);
-            code_sum = backend->kernels->quantize(&quantization, h.scores, h.n_tokens, h.codes);
+        float *context = w->context + (h.first + i) * network->attention_size + h.place;
+        if (quantizer == NULL) {
+            divide_scores(&h, find_weights(&h, i));
+            float_context(&h, context);
+        } else {
+            float step, base;
+            int32_t code_sum = quantize_probabilities(&h, i, quantization, &step, &base);
             bool uses_values = !w->integer_context || network->config->value_term;
             for (size_t j = 0; uses_values && j < h.n_tokens; j++)
                 h.scores[j] = fmaf(step, (float)h.codes[j], base);
+            if (w->integer_context)
+                integer_context(&h, step, base, code_sum, context);
+            else
+                float_context(&h, context);
         }
-        float *context = w->context + (h.first + i) * network->attention_size + h.place;
-        if (w->integer_context)
-            integer_context(&h, step, base, code_sum, context);
-        else
-            float_context(&h, context);
         if (network->config->value_term) add_value_term(&h, context);
     }
 }

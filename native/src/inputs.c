@@ -8,18 +8,25 @@ enum {
 
 /* ---- Quantizers (SPEC.md 3.4) ---- */
 
+static bool is_dynamic(const bitm_file_quantizer *quantizer)
+{
+    return quantizer->scope != BITM_SCOPE_STATIC;
+}
+
 bitm_quantization bitm_quantizer_begin(const bitm_file_quantizer *quantizer, const float *shift)
 {
-    return (bitm_quantization){.shift = shift,
-                               .sign = quantizer->kind == BITM_QUANTIZER_SIGN ||
-                                       quantizer->kind == BITM_QUANTIZER_BOOL,
-                               .clips = (quantizer->flags & BITM_QUANTIZER_CLIP) != 0,
-                               .clip_lo = quantizer->clip_lo,
-                               .clip_hi = quantizer->clip_hi,
-                               .divisor = quantizer->step,
-                               .factor = 1.0F,
-                               .lo = (float)quantizer->lo,
-                               .hi = (float)quantizer->hi};
+    bitm_quantization quantization = {.shift = shift,
+                                      .sign = quantizer->kind == BITM_QUANTIZER_SIGN ||
+                                              quantizer->kind == BITM_QUANTIZER_BOOL,
+                                      .clips = (quantizer->flags & BITM_QUANTIZER_CLIP) != 0,
+                                      .clip_lo = quantizer->clip_lo,
+                                      .clip_hi = quantizer->clip_hi,
+                                      .divisor = quantizer->step,
+                                      .factor = 1.0F,
+                                      .lo = (float)quantizer->lo,
+                                      .hi = (float)quantizer->hi};
+    if (!is_dynamic(quantizer)) bitm_quantization_split(&quantization);
+    return quantization;
 }
 
 void bitm_quantizer_finish(const bitm_file_quantizer *quantizer, const float extremes[2],
@@ -51,11 +58,7 @@ void bitm_quantizer_finish(const bitm_file_quantizer *quantizer, const float ext
         break;
     }
     quantization->base = *base;
-}
-
-static bool is_dynamic(const bitm_file_quantizer *quantizer)
-{
-    return quantizer->scope != BITM_SCOPE_STATIC;
+    if (is_dynamic(quantizer)) bitm_quantization_split(quantization);
 }
 
 /* ---- Work on tokens, in parallel ---- */

@@ -1,6 +1,6 @@
 #include "quantizer.h"
 
-#include "kernels/kernels.h"
+#include "kernels/canonical.h"
 
 /* Codes of up to so many bits are multiplied as planes, others as bytes. */
 enum { MAX_FEW_PLANES = 4 };
@@ -41,6 +41,85 @@ uint32_t bitm_quantizer_planes(const bitm_file_quantizer *quantizer, const int32
     }
     return n;
 }
+
+/* ---- Thresholds ----
+ *
+ * A difference, a quotient by a positive number, a product with one, a clamp and a rounding never
+ * fall as their operand grows, and rounded results keep that order.  So a code of two is the
+ * greater one from some float on, and the least such float is found by asking the formula itself.
+ * A NaN is not above it, as it has the lesser code by the formula. */
+
+typedef bool predicate(const bitm_quantization *quantization, float divisor, float x);
+
+static bool has_greater_code(const bitm_quantization *q, float divisor, float z)
+{
+    (void)divisor;
+    return bitm_code(z, q->base, q->divisor, q->factor, q->lo, q->hi) >= q->hi;
+}
+
+static bool has_quotient_above(const bitm_quantization *q, float divisor, float x)
+{
+    return x / divisor >= q->threshold;
+}
+
+/* Floats in their order as integers in theirs; both zeros are 0. */
+static int64_t place_of(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    int64_t size = bits & 0x7FFFFFFFU;
+    return bits >> 31 != 0 ? -size : size;
+}
+
+static float float_at(int64_t place)
+{
+    uint32_t bits = place < 0 ? 0x80000000U | (uint32_t)-place : (uint32_t)place;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* The least float of which a predicate holds, that holds of +infinity and not of -infinity: steps
+ * of twice the length from a guess, which is seldom off by more than a few floats, then halves. */
+static float least_of(predicate *holds, const bitm_quantization *q, float divisor, float guess)
+{
+    int64_t above = place_of(INFINITY), below = -above, probe = place_of(guess), stride = 1;
+    while (above - below > 1) {
+        if (probe <= below || probe >= above) probe = below + (above - below) / 2;
+        if (holds(q, divisor, float_at(probe))) {
+            above = probe;
+            probe -= stride;
+        } else {
+            below = probe;
+            probe += stride;
+        }
+        stride *= 2;
+    }
+    return float_at(above);
+}
+
+static bool is_positive(float x)
+{
+    return x > 0.0F && x < INFINITY;
+}
+
+void bitm_quantization_split(bitm_quantization *q)
+{
+    q->two_codes = !q->sign && q->hi - q->lo == 1.0F && is_positive(q->divisor) &&
+                   is_positive(q->factor) && fabsf(q->base) < INFINITY;
+    if (!q->two_codes) return;
+    float guess = q->base + (q->lo + 0.5F) * (q->divisor / q->factor);
+    q->threshold = least_of(has_greater_code, q, 0.0F, guess);
+}
+
+bool bitm_quantization_divide(bitm_quantization *q, float divisor)
+{
+    if (!q->two_codes || q->shift != NULL || q->clips || !is_positive(divisor)) return false;
+    q->threshold = least_of(has_quotient_above, q, divisor, q->threshold * divisor);
+    return true;
+}
+
+/* ---- What quantizers make ---- */
 
 bitm_input_form bitm_inputs_form(bitm_activations activations, const bitm_branch *branch)
 {

@@ -2,6 +2,7 @@
 #ifndef BITM_QUANTIZER_H
 #define BITM_QUANTIZER_H
 
+#include "kernels/kernels.h"
 #include "network.h"
 
 /* The form that the inputs of a branch take. */
@@ -9,5 +10,12 @@ bitm_input_form bitm_inputs_form(bitm_activations activations, const bitm_branch
 
 /* Planes of a quantizer's codes, and the weight of each: code = sum of weights[p] * bit p. */
 uint32_t bitm_quantizer_planes(const bitm_file_quantizer *quantizer, const int32_t **weights);
+
+/* Finds the threshold between two codes, where there are no more and the numbers are ordinary. */
+void bitm_quantization_split(bitm_quantization *quantization);
+
+/* Makes z of one with a threshold, and without shift or clip, x / divisor in place of x; returns
+ * whether it could. */
+bool bitm_quantization_divide(bitm_quantization *quantization, float divisor);
 
 #endif

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "check_kernels.h"
+#include "quantizer.h"
 
 /* ---- Symmetric quantization of a token ---- */
 
@@ -134,6 +135,8 @@ static bitm_quantization new_quantization(trial *t, uint32_t n)
     if (random_below(random, 2) == 0) {
         q.base = -unit * fabsf(random_float(random));
         q.lo = 0;
+    } else if (random_below(random, 4) == 0) {
+        q.hi = q.lo + 1.0F; /* two codes, of which none is above 0 */
     }
     return q;
 }
@@ -183,6 +186,7 @@ void check_quantize(trial *t, any_fn *kernel, any_fn *scalar)
         int16_t *found = guard_array(&t->arrays, n, sizeof *found);
         int16_t *expected = guard_array(&t->arrays, n, sizeof *expected);
         int32_t sum = ((bitm_quantize_fn *)scalar)(&q, x, n, expected);
+        if (i % 3 != 0) bitm_quantization_split(&q); /* the same codes by a threshold */
         expect(t, ((bitm_quantize_fn *)kernel)(&q, x, n, found) == sum, "the sum differs");
         expect_same(t, found, expected, n * sizeof *found, "codes");
         int32_t exact_sum = 0;

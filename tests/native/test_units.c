@@ -1,11 +1,14 @@
-/* Unit tests of what stands alone: arena, statuses, thread pool. */
+/* Unit tests of what stands alone: arena, statuses, thread pool, thresholds of quantizers. */
+#include <math.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "arena.h"
 #include "check.h"
+#include "kernels/canonical.h"
 #include "pool.h"
+#include "quantizer.h"
 #include "random.h"
 #include "status.h"
 
@@ -196,9 +199,64 @@ static void test_pool_after_fork(checks *c)
     }
 }
 
+/* ---- Thresholds between two codes ---- */
+
+/* Any bits: numbers of all sizes, denormals, infinities, NaNs; some near a value. */
+static float any_float(random_state *random, float near)
+{
+    uint32_t bits = (uint32_t)(random_u64(random) >> 32);
+    float x;
+    memcpy(&x, random_below(random, 4) == 0 ? (const void *)&near : &bits, sizeof x);
+    for (uint32_t i = random_below(random, 4); i > 0; i--)
+        x = nextafterf(x, random_below(random, 2) == 0 ? INFINITY : -INFINITY);
+    return x;
+}
+
+/* Ordinary ones, and extreme ones. */
+static bitm_quantization two_codes(random_state *random)
+{
+    float sizes[] = {1.0F, 1e-30F, 1e30F, 1e-44F, 3e38F};
+    float lo = (float)random_below(random, 5) - 3.0F;
+    bitm_quantization q = {.lo = lo, .hi = lo + 1.0F, .factor = 1.0F};
+    q.divisor = (fabsf(random_float(random)) + 0.01F) * sizes[random_below(random, 5)];
+    if (random_below(random, 3) == 0) q.factor = fabsf(random_float(random)) * 1000.0F;
+    if (random_below(random, 2) == 0)
+        q.base = -fabsf(random_float(random)) * (random_below(random, 2) == 0 ? 1.0F : q.divisor);
+    return q;
+}
+
+static void test_thresholds(checks *c)
+{
+    const float special[] = {0.0F, -0.0F, 1e-45F, -1e-45F, INFINITY, -INFINITY, NAN};
+    random_state random = {1};
+    uint32_t n_split = 0, n_wrong = 0;
+    for (int i = 0; i < 20000; i++) {
+        bitm_quantization q = two_codes(&random), divided;
+        bitm_quantization_split(&q);
+        n_split += q.two_codes;
+        float sum = 1.0F + 100.0F * fabsf(random_float(&random));
+        divided = q;
+        CHECK(c, bitm_quantization_divide(&divided, sum) == q.two_codes);
+        for (size_t k = 0; q.two_codes && k < 40; k++) {
+            float z = k < 7 ? special[k] : any_float(&random, q.threshold);
+            float x = k < 7 ? special[k] : any_float(&random, divided.threshold);
+            float code = bitm_code(z, q.base, q.divisor, q.factor, q.lo, q.hi);
+            float quotient = bitm_code(x / sum, q.base, q.divisor, q.factor, q.lo, q.hi);
+            n_wrong += (z >= q.threshold ? q.hi : q.lo) != code;
+            n_wrong += (x >= divided.threshold ? q.hi : q.lo) != quotient;
+        }
+    }
+    CHECK(c, n_wrong == 0);
+    CHECK(c, n_split > 19000);
+    bitm_quantization q = {.divisor = 1.0F, .factor = 1.0F, .hi = 2.0F}; /* three codes */
+    bitm_quantization_split(&q);
+    CHECK(c, !q.two_codes && !bitm_quantization_divide(&q, 2.0F));
+}
+
 int main(void)
 {
     checks c = {0};
+    test_thresholds(&c);
     test_arena_pieces(&c);
     test_arena_sizes(&c);
     test_arena_overflow(&c);

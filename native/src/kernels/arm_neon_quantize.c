@@ -162,7 +162,7 @@ void bitm_quantize_i16__neon(const float *x, uint32_t n, int16_t *codes, float *
 
 #if defined(__aarch64__)
 /* z of the first n of 4 values. */
-INLINE float32x4_t shifted(const bitm_quantization *q, const float *x, uint32_t i, uint32_t n)
+INLINE float32x4_t shifted(const bitm_quantization *q, const float *x, size_t i, uint32_t n)
 {
     float32x4_t z = load_floats(x + i, n);
     if (q->shift != NULL) z = vaddq_f32(z, load_floats(q->shift + i, n));
@@ -171,44 +171,74 @@ INLINE float32x4_t shifted(const bitm_quantization *q, const float *x, uint32_t 
     return lesser_of(z, all(q->clip_hi));
 }
 
-/* 1 where z > 0, -1 where z < 0 and codes can be negative. */
-INLINE int32x4_t signs_of(const bitm_quantization *q, float32x4_t z)
-{
-    int32x4_t positive = vreinterpretq_s32_u32(vcgtzq_f32(z));
-    int32x4_t negative = vreinterpretq_s32_u32(vcltzq_f32(z));
-    if (!(q->lo < 0.0F)) negative = vdupq_n_s32(0);
-    return vsubq_s32(negative, positive);
-}
+/* What tells a code, fixed for a row. */
+typedef enum told_by { BY_SIGN, BY_SIGN_ABOVE_0, BY_THRESHOLD, BY_QUOTIENT } told_by;
 
 /* The codes of the first n of 4 values from value i on. */
-INLINE int32x4_t quantized(const bitm_quantization *q, const float *x, uint32_t i, uint32_t n)
+INLINE int32x4_t quantized(const bitm_quantization *q, const told_by kind, const float *x, size_t i,
+                           uint32_t n)
 {
     float32x4_t z = shifted(q, x, i, n);
-    if (q->sign) return signs_of(q, z);
+    switch (kind) {
+    case BY_SIGN: /* masks are -1 */
+        return vreinterpretq_s32_u32(vsubq_u32(vcltzq_f32(z), vcgtzq_f32(z)));
+    case BY_SIGN_ABOVE_0:
+        return vnegq_s32(vreinterpretq_s32_u32(vcgtzq_f32(z)));
+    case BY_THRESHOLD:
+        return vsubq_s32(vdupq_n_s32((int32_t)q->lo),
+                         vreinterpretq_s32_u32(vcgeq_f32(z, all(q->threshold))));
+    default:
+        break;
+    }
     float32x4_t code = vdivq_f32(vsubq_f32(z, all(q->base)), all(q->divisor));
     code = vmulq_n_f32(code, q->factor);
     code = greater_of(code, all(q->lo));
     return vcvtq_s32_f32(to_integer(lesser_of(code, all(q->hi))));
 }
 
-int32_t bitm_quantize__neon(const bitm_quantization *quantization, const float *x, uint32_t n,
-                            int16_t *codes)
+/* Of a row without shift or clip, without clip, or with any. */
+typedef enum moved_by { BY_NOTHING, BY_SHIFT, BY_ANY } moved_by;
+
+INLINE int32_t quantize_row(const bitm_quantization *quantization, const told_by kind,
+                            const moved_by moved, const float *x, uint32_t n, int16_t *codes)
 {
-    const bitm_quantization q = *quantization; /* a copy that no store of codes can change */
+    bitm_quantization q = *quantization; /* a copy that no store of codes can change */
+    if (moved != BY_ANY) q.clips = false;
+    if (moved == BY_NOTHING) q.shift = NULL;
+    if (moved == BY_SHIFT && q.shift == NULL) __builtin_unreachable();
     int32x4_t sum = vdupq_n_s32(0);
-    uint32_t i = 0;
+    size_t i = 0;
     for (; i + 8 <= n; i += 8) {
-        int32x4_t low = quantized(&q, x, i, 4), high = quantized(&q, x, i + 4, 4);
-        vst1q_s16(codes + i, vcombine_s16(vmovn_s32(low), vmovn_s32(high)));
-        sum = vaddq_s32(sum, vaddq_s32(low, high));
+        int32x4_t low = quantized(&q, kind, x, i, 4), high = quantized(&q, kind, x, i + 4, 4);
+        int16x8_t eight = vcombine_s16(vmovn_s32(low), vmovn_s32(high));
+        vst1q_s16(codes + i, eight);
+        sum = vpadalq_s16(sum, eight);
     }
     int32_t total = sum_of_i32(sum);
     for (; i < n; i += 4) {
-        store_i16(codes + i, quantized(&q, x, i, n - i), n - i);
-        for (uint32_t k = i; k < n && k < i + 4; k++)
+        uint32_t n_left = n - (uint32_t)i;
+        store_i16(codes + i, quantized(&q, kind, x, i, n_left), n_left);
+        for (size_t k = i; k < n && k < i + 4; k++)
             total += codes[k];
     }
     return total;
+}
+
+/* A loop of its own for each kind. */
+INLINE int32_t quantize_by(const bitm_quantization *q, const told_by kind, const float *x,
+                           uint32_t n, int16_t *codes)
+{
+    if (q->clips) return quantize_row(q, kind, BY_ANY, x, n, codes);
+    if (q->shift != NULL) return quantize_row(q, kind, BY_SHIFT, x, n, codes);
+    return quantize_row(q, kind, BY_NOTHING, x, n, codes);
+}
+
+int32_t bitm_quantize__neon(const bitm_quantization *q, const float *x, uint32_t n, int16_t *codes)
+{
+    if (q->sign && q->lo < 0.0F) return quantize_by(q, BY_SIGN, x, n, codes);
+    if (q->sign) return quantize_by(q, BY_SIGN_ABOVE_0, x, n, codes);
+    if (q->two_codes) return quantize_by(q, BY_THRESHOLD, x, n, codes);
+    return quantize_by(q, BY_QUOTIENT, x, n, codes);
 }
 
 /* 0 and -0 are equal, but the scalar kernel keeps the first of them: so its sign is looked up. */

@@ -87,6 +87,14 @@ BITM_INLINE float bitm_round(float x)
     return (x + BITM_ROUND_MAGIC) - BITM_ROUND_MAGIC;
 }
 
+/* The code of a value z, SPEC.md 3.4; lo where z is not a number. */
+BITM_INLINE float bitm_code(float z, float base, float divisor, float factor, float lo, float hi)
+{
+    float code = (z - base) / divisor * factor;
+    code = code > lo ? code : lo;
+    return bitm_round(code < hi ? code : hi);
+}
+
 /* e^x with an error below 1.1 units in the last place; 0 below -87, e^88 above 88. */
 BITM_INLINE float bitm_exp(float x)
 {

@@ -105,8 +105,10 @@ typedef void bitm_quantize_i16_fn(const float *x, uint32_t n, int16_t *codes, fl
                                   float *sum);
 
 /* A quantizer of the model (SPEC.md 3.4), its statistics known: with z = x + shift, clamped to
- * [clip_lo, clip_hi], code = round(clamp((z - base) / divisor * factor, lo, hi)); of `sign`, the
- * sign of z. */
+ * [clip_lo, clip_hi], code = round(clamp((z - base) / divisor * factor, lo, hi)), which is
+ * bitm_code of canonical.h; of `sign`, the sign of z.  Of `two_codes` hi is lo + 1, and a
+ * comparison tells codes without a division: hi where z >= threshold, otherwise lo (quantizer.h
+ * finds it). */
 typedef struct bitm_quantization {
     const float *shift; /* [n], NULL: none */
     bool sign;
@@ -114,6 +116,8 @@ typedef struct bitm_quantization {
     float clip_lo, clip_hi;
     float base, divisor, factor;
     float lo, hi;
+    bool two_codes;
+    float threshold;
 } bitm_quantization;
 
 /* codes [n] of x [n]; returns their sum. */

@@ -406,10 +406,10 @@ int32_t bitm_quantize__scalar(const bitm_quantization *q, const float *x, uint32
         float z = shifted(q, x, i);
         if (q->sign) {
             codes[i] = (int16_t)((z > 0.0F) - (z < 0.0F && q->lo < 0.0F));
+        } else if (q->two_codes) {
+            codes[i] = (int16_t)(z >= q->threshold ? q->hi : q->lo);
         } else {
-            float code = (z - q->base) / q->divisor * q->factor;
-            code = code > q->lo ? code : q->lo; /* also where it is not a number */
-            codes[i] = (int16_t)bitm_round(code < q->hi ? code : q->hi);
+            codes[i] = (int16_t)bitm_code(z, q->base, q->divisor, q->factor, q->lo, q->hi);
         }
         sum += codes[i];
     }

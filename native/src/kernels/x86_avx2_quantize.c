@@ -165,6 +165,10 @@ int32_t bitm_quantize__avx2(const bitm_quantization *q, const float *x, uint32_t
         __m256 z = shifted(q, x, i, n - i);
         if (q->sign) {
             eight = signs_of(q, z);
+        } else if (q->two_codes) {
+            __m256 greater = _mm256_cmp_ps(z, all(q->threshold), _CMP_GE_OQ);
+            eight =
+                _mm256_sub_epi32(_mm256_set1_epi32((int32_t)q->lo), _mm256_castps_si256(greater));
         } else {
             __m256 code = _mm256_div_ps(_mm256_sub_ps(z, all(q->base)), all(q->divisor));
             code = _mm256_mul_ps(code, all(q->factor));

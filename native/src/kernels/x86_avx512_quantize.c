@@ -127,6 +127,10 @@ int32_t bitm_quantize__avx512(const bitm_quantization *q, const float *x, uint32
         __m512i c;
         if (q->sign) {
             c = signs_of(q, z);
+        } else if (q->two_codes) {
+            __mmask16 greater = _mm512_cmp_ps_mask(z, all(q->threshold), _CMP_GE_OQ);
+            c = _mm512_mask_blend_epi32(greater, _mm512_set1_epi32((int32_t)q->lo),
+                                        _mm512_set1_epi32((int32_t)q->hi));
         } else {
             __m512 code = _mm512_div_ps(_mm512_sub_ps(z, all(q->base)), all(q->divisor));
             code = _mm512_mul_ps(code, all(q->factor));
