@@ -77,28 +77,37 @@ INLINE int32x4_t sums_of(const uint8x16_t bytes[4], uint32_t n_rounds)
     return vreinterpretq_s32_u32(vpaddlq_u16(add_pairs_u16(low, high)));
 }
 
-/* dots += factor * (what n_rows rows x count with TILE_OUTPUTS rows w).  They are in memory, for
- * the loop takes all registers. */
-INLINE void count_tile(counted kind, const tile_rows *x, const uint32_t n_rows, const tile_rows *w,
-                       uint32_t n_words, int32_t factor, int32_t dots[][TILE_OUTPUTS])
+/* dots = starts + factor * (what n_rows rows x count with TILE_OUTPUTS rows w, in n words from
+ * `first` on, at most ROUND_WORDS).  They are in memory, for the loop takes all registers. */
+INLINE void count_round(counted kind, const tile_rows *x, const uint32_t n_rows, const tile_rows *w,
+                        size_t first, uint32_t n, int32_t factor,
+                        const int32_t starts[][TILE_OUTPUTS], int32_t dots[][TILE_OUTPUTS])
 {
-    for (size_t first = 0; first < n_words; first += ROUND_WORDS) {
-        uint32_t n = smaller(ROUND_WORDS, n_words - (uint32_t)first);
-        size_t i = first, end = first + n;
-        uint8x16_t sums[TILE_ROWS][TILE_OUTPUTS];
-        if (n == 1) {
-            count_vector(kind, true, x, n_rows, w, i++, 1, sums);
-        } else {
-            count_vector(kind, true, x, n_rows, w, i, 2, sums);
-            for (i += 2; i + 2 <= end; i += 2)
-                count_vector(kind, false, x, n_rows, w, i, 2, sums);
-            if (i < end) count_vector(kind, false, x, n_rows, w, i, 1, sums);
-        }
-        for (uint32_t r = 0; r < n_rows; r++) {
-            int32x4_t count = sums_of(sums[r], (n + 1) / 2);
-            vst1q_s32(dots[r], vmlaq_n_s32(vld1q_s32(dots[r]), count, factor));
-        }
+    size_t i = first, end = first + n;
+    uint8x16_t sums[TILE_ROWS][TILE_OUTPUTS];
+    if (n == 1) {
+        count_vector(kind, true, x, n_rows, w, i++, 1, sums);
+    } else {
+        count_vector(kind, true, x, n_rows, w, i, 2, sums);
+        for (i += 2; i + 2 <= end; i += 2)
+            count_vector(kind, false, x, n_rows, w, i, 2, sums);
+        if (i < end) count_vector(kind, false, x, n_rows, w, i, 1, sums);
     }
+    for (uint32_t r = 0; r < n_rows; r++) {
+        int32x4_t count = sums_of(sums[r], (n + 1) / 2);
+        vst1q_s32(dots[r], vmlaq_n_s32(vld1q_s32(starts[r]), count, factor));
+    }
+}
+
+/* The same of all words, of which most rows have no more than a round. */
+INLINE void count_tile(counted kind, const tile_rows *x, const uint32_t n_rows, const tile_rows *w,
+                       uint32_t n_words, int32_t factor, const int32_t starts[][TILE_OUTPUTS],
+                       int32_t dots[][TILE_OUTPUTS])
+{
+    count_round(kind, x, n_rows, w, 0, smaller(ROUND_WORDS, n_words), factor, starts, dots);
+    for (uint32_t first = ROUND_WORDS; first < n_words; first += ROUND_WORDS)
+        count_round(kind, x, n_rows, w, first, smaller(ROUND_WORDS, n_words - first), factor, dots,
+                    dots);
 }
 
 static int32_t count_bits(const uint64_t *words, size_t n_words)
@@ -165,25 +174,26 @@ INLINE tile_rows inputs_of(const bitm_gemm *gemm, input_planes planes, size_t to
     return taken;
 }
 
-/* dots [n_tokens] += factor * counts. */
+/* dots [n_tokens] = starts + factor * counts. */
 INLINE void count_tokens(const bitm_gemm *gemm, counted kind, input_planes planes, uint32_t token,
                          uint32_t n_tokens, const tile_rows *w, int32_t factor,
-                         int32_t dots[][TILE_OUTPUTS])
+                         const int32_t starts[][TILE_OUTPUTS], int32_t dots[][TILE_OUTPUTS])
 {
     uint32_t n_words = (uint32_t)words_of(gemm), t = 0;
     for (; t + TILE_ROWS <= n_tokens; t += TILE_ROWS) {
         const tile_rows x = inputs_of(gemm, planes, token + t, TILE_ROWS);
-        count_tile(kind, &x, TILE_ROWS, w, n_words, factor, dots + t);
+        count_tile(kind, &x, TILE_ROWS, w, n_words, factor, starts + t, dots + t);
     }
     for (; t < n_tokens; t++) {
         const tile_rows x = inputs_of(gemm, planes, token + t, 1);
-        count_tile(kind, &x, 1, w, n_words, factor, dots + t);
+        count_tile(kind, &x, 1, w, n_words, factor, starts + t, dots + t);
     }
 }
 
-/* Adds the products of tokens with TILE_OUTPUTS rows of weights to dots [n_tokens]. */
-INLINE void add_dots(const bitm_gemm *gemm, const product kind, uint32_t token, uint32_t n_tokens,
-                     const tile_rows *w, int32_t dots[][TILE_OUTPUTS])
+/* dots [n_tokens] = starts + products of tokens with TILE_OUTPUTS rows of weights. */
+INLINE void find_dots(const bitm_gemm *gemm, const product kind, uint32_t token, uint32_t n_tokens,
+                      const tile_rows *w, const int32_t starts[][TILE_OUTPUTS],
+                      int32_t dots[][TILE_OUTPUTS])
 {
     const input_planes signs = {2, 1, 0}, nonzero_signs = {2, 0, 0};
     tile_rows nonzero = *w;
@@ -192,16 +202,17 @@ INLINE void add_dots(const bitm_gemm *gemm, const product kind, uint32_t token, 
     for (uint32_t p = 0; (kind == PLANES || kind == TERNARY_PLANES) && p < gemm->n_planes; p++) {
         const input_planes plane = {gemm->n_planes, p, p};
         int32_t weight = gemm->plane_weights[p];
-        count_tokens(gemm, COUNT_AND, plane, token, n_tokens, w, 2 * weight, dots);
+        count_tokens(gemm, COUNT_AND, plane, token, n_tokens, w, 2 * weight, starts, dots);
+        starts = dots;
         if (kind == TERNARY_PLANES)
-            count_tokens(gemm, COUNT_AND, plane, token, n_tokens, &nonzero, -weight, dots);
+            count_tokens(gemm, COUNT_AND, plane, token, n_tokens, &nonzero, -weight, dots, dots);
     }
-    if (kind == SIGNS) count_tokens(gemm, COUNT_XOR, signs, token, n_tokens, w, -2, dots);
+    if (kind == SIGNS) count_tokens(gemm, COUNT_XOR, signs, token, n_tokens, w, -2, starts, dots);
     if (kind == SIGNS_AND_ZEROS)
-        count_tokens(gemm, COUNT_XOR_OF_INPUTS, signs, token, n_tokens, w, -2, dots);
+        count_tokens(gemm, COUNT_XOR_OF_INPUTS, signs, token, n_tokens, w, -2, starts, dots);
     if (kind == TERNARY_SIGNS) {
-        count_tokens(gemm, COUNT_AND, nonzero_signs, token, n_tokens, &nonzero, 1, dots);
-        count_tokens(gemm, COUNT_XOR_OF_NONZEROS, signs, token, n_tokens, w, -2, dots);
+        count_tokens(gemm, COUNT_AND, nonzero_signs, token, n_tokens, &nonzero, 1, starts, dots);
+        count_tokens(gemm, COUNT_XOR_OF_NONZEROS, signs, token, n_tokens, w, -2, dots, dots);
     }
 }
 
@@ -229,8 +240,8 @@ INLINE void multiply_tile(const bitm_gemm *gemm, const product kind, uint32_t to
                           uint32_t n_tokens, const block_dots *starts, uint32_t output, uint32_t n,
                           const tile_rows *w)
 {
-    block_dots dots = *starts;
-    add_dots(gemm, kind, token, n_tokens, w, dots.of);
+    block_dots dots;
+    find_dots(gemm, kind, token, n_tokens, w, starts->of, dots.of);
     if (n >= TILE_OUTPUTS && is_plain_gemm(gemm)) {
         store_tile(gemm, token, n_tokens, output, dots.of);
         return;
@@ -263,6 +274,16 @@ static __attribute__((noinline)) void multiply_signs_and_zeros(const bitm_gemm *
     multiply_block(gemm, SIGNS_AND_ZEROS, token, n_tokens, starts, output, n_outputs);
 }
 
+/* The bits of a row's first plane, which nearly always are all n: that is told sooner. */
+static int32_t count_nonzeros(const uint64_t *words, uint32_t n)
+{
+    uint64_t common = UINT64_MAX, last = n % 64 > 0 ? ~words[n / 64] << (64 - n % 64) : 0;
+    for (size_t i = 0; i < n / 64; i++)
+        common &= words[i];
+    return common == UINT64_MAX && last == 0 ? (int32_t)n
+                                             : count_bits(words, ((size_t)n + 63) / 64);
+}
+
 /* What dots of a block of tokens begin at; returns whether some codes are 0, which signs tell. */
 static bool find_starts(const bitm_gemm *gemm, bool is_sign, bool ternary, uint32_t token,
                         uint32_t n_tokens, block_dots *starts)
@@ -272,7 +293,8 @@ static bool find_starts(const bitm_gemm *gemm, bool is_sign, bool ternary, uint3
     memset(starts, 0, sizeof *starts);
     for (uint32_t t = 0; !ternary && t < n_tokens; t++) {
         const uint64_t *nonzero = (const uint64_t *)gemm->inputs + (token + t) * 2 * n_words;
-        int32_t start = is_sign ? count_bits(nonzero, n_words) : -gemm->code_sum[token + t];
+        int32_t start =
+            is_sign ? count_nonzeros(nonzero, gemm->n_inputs) : -gemm->code_sum[token + t];
         vst1q_s32(starts->of[t], vdupq_n_s32(start));
         has_zeros = has_zeros || (is_sign && start < (int32_t)gemm->n_inputs);
     }
@@ -348,7 +370,8 @@ INLINE int32x4_t count_shared(const uint64_t *a, const uint64_t *b, size_t strid
     if (n_words == 1) { /* two rows a vector */
         uint8x16_t x = vreinterpretq_u8_u64(vdupq_n_u64(a[0])), counts[2];
         for (uint32_t r = 0; r < 2; r++, b += 2 * stride) {
-            uint64x2_t pair = vcombine_u64(vld1_u64(b), vld1_u64(b + stride));
+            uint64x2_t pair =
+                stride == 1 ? vld1q_u64(b) : vcombine_u64(vld1_u64(b), vld1_u64(b + stride));
             counts[r] = vcntq_u8(vandq_u8(x, vreinterpretq_u8_u64(pair)));
         }
         uint8x16_t fours = add_pairs_u8(counts[0], counts[1]);
@@ -384,9 +407,10 @@ INLINE int32x4_t dots_of_rows(const bitm_planes *a, const bitm_planes *b, const 
 }
 
 INLINE void dot_planes(const bitm_planes *a, const bitm_planes *b, const uint32_t n_words,
-                       uint32_t n_rows, int32_t *dots)
+                       const bool is_one_plane, uint32_t n_rows, int32_t *dots)
 {
-    const bitm_planes x = *a, y = *b; /* copies that no store of results can change */
+    bitm_planes x = *a, y = *b; /* copies that no store of results can change */
+    if (is_one_plane) x.n_planes = y.n_planes = 1;
     const uint64_t *row = y.bits;
     size_t stride = (size_t)y.n_planes * n_words;
     uint32_t j = 0;
@@ -396,14 +420,20 @@ INLINE void dot_planes(const bitm_planes *a, const bitm_planes *b, const uint32_
         dots[j] = vgetq_lane_s32(dots_of_rows(&x, &y, row, 0, n_words), 0);
 }
 
-/* Heads of 64 and 128 components, and short sequences, have no loop over words. */
+/* Heads of 64 and 128 components, and short sequences, have no loop over words, and single bits
+ * none over planes. */
 void bitm_dot_planes__neon(const bitm_planes *a, const bitm_planes *b, uint32_t n_words,
                            uint32_t n_rows, int32_t *dots)
 {
-    if (n_words == 1)
-        dot_planes(a, b, 1, n_rows, dots);
+    bool is_one_plane = a->n_planes == 1 && b->n_planes == 1;
+    if (n_words == 1 && is_one_plane)
+        dot_planes(a, b, 1, true, n_rows, dots);
+    else if (n_words == 1)
+        dot_planes(a, b, 1, false, n_rows, dots);
+    else if (n_words == 2 && is_one_plane)
+        dot_planes(a, b, 2, true, n_rows, dots);
     else if (n_words == 2)
-        dot_planes(a, b, 2, n_rows, dots);
+        dot_planes(a, b, 2, false, n_rows, dots);
     else
-        dot_planes(a, b, n_words, n_rows, dots);
+        dot_planes(a, b, n_words, false, n_rows, dots);
 }

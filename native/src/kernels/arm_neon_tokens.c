@@ -6,7 +6,7 @@
  * GELU of inputs that are not tiny meet neither limit (see there); all else is left to the scalar
  * unit.
  *
- *   fmla, fmul, fadd  2 a cycle on Cortex-A72, a latency of 7: two vectors at once
+ *   fmla, fmul, fadd  2 a cycle on Cortex-A72, a latency of 7: four vectors at once
  *   fdiv, fsqrt       exact, as the canonical arithmetic wants them; once a token in norms
  */
 #include "arm_neon.h"
@@ -30,49 +30,95 @@ INLINE float32x4_t where_less(float32x4_t a, float32x4_t b, float32x4_t x, float
     return vbslq_f32(vcltq_f32(a, b), x, y);
 }
 
-/* ---- The functions ---- */
+/* ---- The functions ----
+ *
+ * A function is one long chain of operations, each of which takes 3 to 7 cycles, and a core's
+ * queues see 8 to 16 operations ahead: so several vectors go through it step by step, together. */
 
-INLINE float32x4_t exponential(float32x4_t x)
+enum {
+#if defined(__aarch64__)
+    TOGETHER = 4,
+#else
+    TOGETHER = 2, /* half the registers */
+#endif
+};
+
+/* Vectors at the same step; x[k] = f(x[k]) of each. */
+typedef struct group {
+    float32x4_t of[TOGETHER];
+} group;
+
+INLINE group all_of(float x)
 {
-    float32x4_t clamped = where_less(x, all(BITM_EXP_LOWEST), all(BITM_EXP_LOWEST), x);
-    clamped = where_less(all(BITM_EXP_HIGHEST), clamped, all(BITM_EXP_HIGHEST), clamped);
-    float32x4_t shifted = multiply_add(clamped, all(BITM_LOG2_E), all(BITM_ROUND_MAGIC));
-    float32x4_t n = vsubq_f32(shifted, all(BITM_ROUND_MAGIC));
-    float32x4_t r = multiply_add(n, all(-BITM_LN2_HIGH), clamped);
-    r = multiply_add(n, all(-BITM_LN2_LOW), r);
-    float32x4_t p = all(BITM_EXP_4);
-    p = multiply_add(p, r, all(BITM_EXP_3));
-    p = multiply_add(p, r, all(BITM_EXP_2));
-    p = multiply_add(p, r, all(BITM_EXP_1));
-    p = multiply_add(p, r, all(BITM_EXP_0));
-    p = vaddq_f32(multiply_add(p, vmulq_f32(r, r), r), all(1.0F));
-    uint32x4_t bits = vaddq_u32(vreinterpretq_u32_f32(shifted), vdupq_n_u32(127));
-    float32x4_t power = vreinterpretq_f32_u32(vshlq_n_u32(bits, 23));
-    return where_less(x, all(BITM_EXP_LOWEST), all(0.0F), vmulq_f32(p, power));
+    group g;
+    for (int k = 0; k < TOGETHER; k++)
+        g.of[k] = all(x);
+    return g;
 }
 
-INLINE float32x4_t gelu(float32x4_t x)
+/* a * b + c, a step of a polynomial. */
+INLINE group step(group a, group b, float c)
 {
-    float32x4_t a = vabsq_f32(x), p = all(BITM_GELU_6);
-    p = multiply_add(p, a, all(BITM_GELU_5));
-    p = multiply_add(p, a, all(BITM_GELU_4));
-    p = multiply_add(p, a, all(BITM_GELU_3));
-    p = multiply_add(p, a, all(BITM_GELU_2));
-    p = multiply_add(p, a, all(BITM_GELU_1));
-    p = multiply_add(p, a, all(BITM_GELU_0));
-    float32x4_t exponent = vmulq_f32(a, p);
-    float32x4_t shifted = vaddq_f32(exponent, all(BITM_ROUND_MAGIC));
-    float32x4_t r = vsubq_f32(exponent, vsubq_f32(shifted, all(BITM_ROUND_MAGIC)));
-    float32x4_t q = all(BITM_HALF_EXP2_5);
-    q = multiply_add(q, r, all(BITM_HALF_EXP2_4));
-    q = multiply_add(q, r, all(BITM_HALF_EXP2_3));
-    q = multiply_add(q, r, all(BITM_HALF_EXP2_2));
-    q = multiply_add(q, r, all(BITM_HALF_EXP2_1));
-    q = multiply_add(q, r, all(BITM_HALF_EXP2_0));
-    uint32x4_t n = vshlq_n_u32(vreinterpretq_u32_f32(shifted), 23);
-    uint32x4_t bits = vaddq_u32(vreinterpretq_u32_f32(q), n);
-    bits = vandq_u32(bits, vcltq_f32(a, all(BITM_GELU_END)));
-    return vfmsq_f32(where_less(all(0.0F), x, x, all(0.0F)), a, vreinterpretq_f32_u32(bits));
+    for (int k = 0; k < TOGETHER; k++)
+        a.of[k] = multiply_add(a.of[k], b.of[k], all(c));
+    return a;
+}
+
+/* bitm_exp of values up to BITM_EXP_HIGHEST.  What is below BITM_EXP_LOWEST becomes 0 in the end,
+ * whatever comes out before. */
+INLINE group exponential(group x)
+{
+    group shifted, r, p = all_of(BITM_EXP_4);
+    for (int k = 0; k < TOGETHER; k++)
+        shifted.of[k] = multiply_add(x.of[k], all(BITM_LOG2_E), all(BITM_ROUND_MAGIC));
+    for (int k = 0; k < TOGETHER; k++) {
+        float32x4_t n = vsubq_f32(shifted.of[k], all(BITM_ROUND_MAGIC));
+        r.of[k] = multiply_add(n, all(-BITM_LN2_HIGH), x.of[k]);
+        r.of[k] = multiply_add(n, all(-BITM_LN2_LOW), r.of[k]);
+    }
+    p = step(p, r, BITM_EXP_3);
+    p = step(p, r, BITM_EXP_2);
+    p = step(p, r, BITM_EXP_1);
+    p = step(p, r, BITM_EXP_0);
+    for (int k = 0; k < TOGETHER; k++) {
+        float32x4_t sum = multiply_add(p.of[k], vmulq_f32(r.of[k], r.of[k]), r.of[k]);
+        uint32x4_t n = vaddq_u32(vreinterpretq_u32_f32(shifted.of[k]), vdupq_n_u32(127));
+        float32x4_t power = vreinterpretq_f32_u32(vshlq_n_u32(n, 23));
+        sum = vmulq_f32(vaddq_f32(sum, all(1.0F)), power);
+        x.of[k] = where_less(x.of[k], all(BITM_EXP_LOWEST), all(0.0F), sum);
+    }
+    return x;
+}
+
+INLINE group gelu(group x)
+{
+    group a, exponent, shifted, r, p = all_of(BITM_GELU_6), q = all_of(BITM_HALF_EXP2_5);
+    for (int k = 0; k < TOGETHER; k++)
+        a.of[k] = vabsq_f32(x.of[k]);
+    p = step(p, a, BITM_GELU_5);
+    p = step(p, a, BITM_GELU_4);
+    p = step(p, a, BITM_GELU_3);
+    p = step(p, a, BITM_GELU_2);
+    p = step(p, a, BITM_GELU_1);
+    p = step(p, a, BITM_GELU_0);
+    for (int k = 0; k < TOGETHER; k++) {
+        exponent.of[k] = vmulq_f32(a.of[k], p.of[k]);
+        shifted.of[k] = vaddq_f32(exponent.of[k], all(BITM_ROUND_MAGIC));
+        r.of[k] = vsubq_f32(exponent.of[k], vsubq_f32(shifted.of[k], all(BITM_ROUND_MAGIC)));
+    }
+    q = step(q, r, BITM_HALF_EXP2_4);
+    q = step(q, r, BITM_HALF_EXP2_3);
+    q = step(q, r, BITM_HALF_EXP2_2);
+    q = step(q, r, BITM_HALF_EXP2_1);
+    q = step(q, r, BITM_HALF_EXP2_0);
+    for (int k = 0; k < TOGETHER; k++) {
+        uint32x4_t n = vshlq_n_u32(vreinterpretq_u32_f32(shifted.of[k]), 23);
+        uint32x4_t bits = vaddq_u32(vreinterpretq_u32_f32(q.of[k]), n);
+        bits = vandq_u32(bits, vcltq_f32(a.of[k], all(BITM_GELU_END)));
+        float32x4_t above = where_less(all(0.0F), x.of[k], x.of[k], all(0.0F));
+        x.of[k] = vfmsq_f32(above, a.of[k], vreinterpretq_f32_u32(bits));
+    }
+    return x;
 }
 
 /* ---- Exponentials ----
@@ -96,85 +142,141 @@ INLINE float greatest_of(const float *x, uint32_t n)
     return greatest;
 }
 
+/* Stores the exponentials of the first n of a group, n at least 1, and adds them to their lanes;
+ * past them they are 0. */
+INLINE void add_exponentials(float *x, uint32_t n, float32x4_t greatest, float32x4_t sums[TOGETHER])
+{
+    float room[4 * TOGETHER];
+    bool is_whole = n >= 4 * TOGETHER;
+    if (!is_whole) {
+        for (uint32_t i = 0; i < 4 * TOGETHER; i++)
+            room[i] = i < n ? x[i] : -INFINITY;
+    }
+    group g;
+    for (int k = 0; k < TOGETHER; k++)
+        g.of[k] = vsubq_f32(vld1q_f32((is_whole ? x : room) + 4 * k), greatest);
+    g = exponential(g);
+    for (int k = 0; k < TOGETHER; k++) {
+        vst1q_f32((is_whole ? x : room) + 4 * k, g.of[k]);
+        sums[k] = vaddq_f32(sums[k], g.of[k]);
+    }
+    for (uint32_t i = 0; !is_whole && i < n; i++)
+        x[i] = room[i];
+}
+
 float bitm_exp_sum__neon(float *x, uint32_t n)
 {
     float32x4_t greatest = all(greatest_of(x, n));
     lanes sum = {{all(0.0F), all(0.0F), all(0.0F), all(0.0F)}};
     uint32_t i = 0;
-    for (; i + BITM_LANES <= n; i += BITM_LANES) {
-        for (int k = 0; k < 4; k++) {
-            float32x4_t y = exponential(vsubq_f32(vld1q_f32(x + i + 4 * k), greatest));
-            vst1q_f32(x + i + 4 * k, y);
-            sum.four[k] = vaddq_f32(sum.four[k], y);
-        }
-    }
-    for (int k = 0; i < n; i += 4, k++) {
-        store_floats(x + i, n - i, exponential(vsubq_f32(load_floats(x + i, n - i), greatest)));
-        sum.four[k] = vaddq_f32(sum.four[k], load_floats(x + i, n - i));
-    }
+    for (; i + BITM_LANES <= n; i += BITM_LANES)
+        for (uint32_t k = 0; k < 4; k += TOGETHER)
+            add_exponentials(x + i + 4 * k, 4 * TOGETHER, greatest, sum.four + k);
+    for (uint32_t k = 0; k < 4 && i < n; k += TOGETHER, i += 4 * TOGETHER)
+        add_exponentials(x + i, n - i, greatest, sum.four + k);
     return fold(sum);
 }
 
 /* ---- Activation ---- */
 
-typedef float32x4_t function(float32x4_t x);
+typedef group function(group x);
 
 INLINE void apply(function *f, float *x, uint32_t n)
 {
     uint32_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        float32x4_t a = f(vld1q_f32(x + i)), b = f(vld1q_f32(x + i + 4));
-        vst1q_f32(x + i, a);
-        vst1q_f32(x + i + 4, b);
+    group g;
+    for (; i + 4 * TOGETHER <= n; i += 4 * TOGETHER) {
+        for (int k = 0; k < TOGETHER; k++)
+            g.of[k] = vld1q_f32(x + i + 4 * k);
+        g = f(g);
+        for (int k = 0; k < TOGETHER; k++)
+            vst1q_f32(x + i + 4 * k, g.of[k]);
     }
-    for (; i < n; i += 4)
-        store_floats(x + i, n - i, f(load_floats(x + i, n - i)));
+    if (i == n) return;
+    float room[4 * TOGETHER] = {0};
+    memcpy(room, x + i, (n - i) * sizeof *x);
+    for (int k = 0; k < TOGETHER; k++)
+        g.of[k] = vld1q_f32(room + 4 * k);
+    g = f(g);
+    for (int k = 0; k < TOGETHER; k++)
+        vst1q_f32(room + 4 * k, g.of[k]);
+    memcpy(x + i, room, (n - i) * sizeof *x);
 }
 
 #if defined(__aarch64__)
-/* magnitude with the sign of x. */
-INLINE float32x4_t with_sign(float32x4_t magnitude, float32x4_t x)
+/* Any value's: see BITM_EXP_HIGHEST. */
+INLINE group exponential_of_any(group x)
 {
-    return vbslq_f32(vdupq_n_u32(0x80000000U), x, magnitude);
+    for (int k = 0; k < TOGETHER; k++)
+        x.of[k] = where_less(all(BITM_EXP_HIGHEST), x.of[k], all(BITM_EXP_HIGHEST), x.of[k]);
+    return exponential(x);
 }
 
-INLINE float32x4_t hyperbolic_tangent(float32x4_t x)
+INLINE group hyperbolic_tangent(group x)
 {
-    float32x4_t a = vabsq_f32(x), s = vmulq_f32(a, a);
-    float32x4_t small = all(BITM_TANH_4);
-    small = multiply_add(small, s, all(BITM_TANH_3));
-    small = multiply_add(small, s, all(BITM_TANH_2));
-    small = multiply_add(small, s, all(BITM_TANH_1));
-    small = multiply_add(small, s, all(BITM_TANH_0));
-    small = multiply_add(vmulq_f32(small, s), a, a);
-    float32x4_t power = exponential(vmulq_f32(all(2.0F), a));
-    float32x4_t quotient = vdivq_f32(all(2.0F), vaddq_f32(power, all(1.0F)));
-    float32x4_t large = vsubq_f32(all(1.0F), quotient);
-    return with_sign(where_less(a, all(0.625F), small, large), x);
+    group a, s, twice, small = all_of(BITM_TANH_4);
+    for (int k = 0; k < TOGETHER; k++) {
+        a.of[k] = vabsq_f32(x.of[k]);
+        s.of[k] = vmulq_f32(a.of[k], a.of[k]);
+        twice.of[k] = vmulq_f32(all(2.0F), a.of[k]);
+    }
+    small = step(small, s, BITM_TANH_3);
+    small = step(small, s, BITM_TANH_2);
+    small = step(small, s, BITM_TANH_1);
+    small = step(small, s, BITM_TANH_0);
+    group power = exponential_of_any(twice);
+    for (int k = 0; k < TOGETHER; k++) {
+        float32x4_t near_0 = multiply_add(vmulq_f32(small.of[k], s.of[k]), a.of[k], a.of[k]);
+        float32x4_t quotient = vdivq_f32(all(2.0F), vaddq_f32(power.of[k], all(1.0F)));
+        float32x4_t size = where_less(a.of[k], all(0.625F), near_0, vsubq_f32(all(1.0F), quotient));
+        x.of[k] = vbslq_f32(vdupq_n_u32(0x80000000U), x.of[k], size); /* with the sign of x */
+    }
+    return x;
 }
 
-INLINE float32x4_t gelu_tanh(float32x4_t x)
+INLINE group gelu_tanh(group x)
 {
-    float32x4_t cubic = multiply_add(vmulq_f32(all(0.044715F), x), vmulq_f32(x, x), x);
-    float32x4_t tanh = hyperbolic_tangent(vmulq_f32(all(0.797884561F), cubic));
-    return vmulq_f32(vmulq_f32(all(0.5F), x), vaddq_f32(all(1.0F), tanh));
+    group y;
+    for (int k = 0; k < TOGETHER; k++) {
+        float32x4_t z = x.of[k];
+        float32x4_t cubic = multiply_add(vmulq_f32(all(0.044715F), z), vmulq_f32(z, z), z);
+        y.of[k] = vmulq_f32(all(0.797884561F), cubic);
+    }
+    y = hyperbolic_tangent(y);
+    for (int k = 0; k < TOGETHER; k++)
+        x.of[k] = vmulq_f32(vmulq_f32(all(0.5F), x.of[k]), vaddq_f32(all(1.0F), y.of[k]));
+    return x;
 }
 
-INLINE float32x4_t relu(float32x4_t x)
+INLINE group relu(group x)
 {
-    return where_less(all(0.0F), x, x, all(0.0F));
+    for (int k = 0; k < TOGETHER; k++)
+        x.of[k] = where_less(all(0.0F), x.of[k], x.of[k], all(0.0F));
+    return x;
 }
 
-INLINE float32x4_t swish(float32x4_t x)
+INLINE group swish(group x)
 {
-    return vdivq_f32(x, vaddq_f32(all(1.0F), exponential(vnegq_f32(x))));
+    group y;
+    for (int k = 0; k < TOGETHER; k++)
+        y.of[k] = vnegq_f32(x.of[k]);
+    y = exponential_of_any(y);
+    for (int k = 0; k < TOGETHER; k++)
+        x.of[k] = vdivq_f32(x.of[k], vaddq_f32(all(1.0F), y.of[k]));
+    return x;
 }
 
-INLINE float32x4_t mish(float32x4_t x)
+INLINE group mish(group x)
 {
-    float32x4_t t = exponential(where_less(x, all(20.0F), x, all(20.0F)));
-    float32x4_t n = vmulq_f32(t, vaddq_f32(t, all(2.0F)));
-    return vmulq_f32(x, vdivq_f32(n, vaddq_f32(n, all(2.0F))));
+    group t;
+    for (int k = 0; k < TOGETHER; k++)
+        t.of[k] = where_less(x.of[k], all(20.0F), x.of[k], all(20.0F));
+    t = exponential(t);
+    for (int k = 0; k < TOGETHER; k++) {
+        float32x4_t n = vmulq_f32(t.of[k], vaddq_f32(t.of[k], all(2.0F)));
+        x.of[k] = vmulq_f32(x.of[k], vdivq_f32(n, vaddq_f32(n, all(2.0F))));
+    }
+    return x;
 }
 
 void bitm_activate__neon(uint32_t activation, float *x, uint32_t n)
