@@ -57,12 +57,14 @@ static uint32_t n_planes(const bitm_file_quantizer *quantizer)
 typedef struct head_room {
     size_t keys;          /* [max_length, planes, words of a head] */
     size_t values;        /* [head_size, planes, words of a sequence] */
-    size_t query;         /* [planes, words of a head] */
+    size_t queries;       /* as keys */
     size_t probabilities; /* [planes, words of a sequence] */
     size_t codes;         /* [max_length] int16: probabilities of one row */
-    size_t key_sums;      /* [max_length] int32: sums of the codes of keys */
-    size_t value_sums;    /* [head_size] int32: sums of the codes of values */
-    size_t dots;          /* [max_length] or [head_size] int32: of one row with keys, with values */
+    size_t ones;          /* [words of a head, or of a sequence] */
+    size_t query_sums;    /* [max_length] int32: sums of the codes */
+    size_t key_sums;
+    size_t value_sums; /* [head_size] */
+    size_t dots;       /* [max_length] or [head_size] int32: of one row with keys, with values */
     size_t end;
 } head_room;
 
@@ -76,20 +78,22 @@ static head_room room_of(const bitm_network *network, uint32_t max_length)
     const bitm_file_config *config = network->config;
     size_t head_words = ((size_t)config->head_size + 63) / 64;
     size_t row_words = ((size_t)max_length + 63) / 64;
-    size_t keys = 0, values = 0, query = 0, probabilities = 0;
+    size_t keys = 0, values = 0, queries = 0, probabilities = 0;
     for (uint32_t n = 0; n < config->n_layers; n++) {
         const bitm_layer *layer = &network->layers[n];
         keys = larger_size(keys, n_planes(layer->quantize_key));
         values = larger_size(values, n_planes(layer->quantize_value));
-        query = larger_size(query, n_planes(layer->quantize_query));
+        queries = larger_size(queries, n_planes(layer->quantize_query));
         probabilities = larger_size(probabilities, n_planes(layer->quantize_probabilities));
     }
     head_room room = {0};
     room.values = room.keys + keys * head_words * max_length;
-    room.query = room.values + values * row_words * config->head_size;
-    room.probabilities = room.query + query * head_words;
+    room.queries = room.values + values * row_words * config->head_size;
+    room.probabilities = room.queries + queries * head_words * max_length;
     room.codes = room.probabilities + probabilities * row_words;
-    room.key_sums = room.codes + ((size_t)max_length + 3) / 4;
+    room.ones = room.codes + ((size_t)max_length + 3) / 4;
+    room.query_sums = room.ones + larger_size(head_words, row_words);
+    room.key_sums = room.query_sums + ((size_t)max_length + 1) / 2;
     room.value_sums = room.key_sums + ((size_t)max_length + 1) / 2;
     room.dots = room.value_sums + ((size_t)config->head_size + 1) / 2;
     room.end = room.dots + (larger_size(max_length, config->head_size) + 1) / 2;
@@ -153,8 +157,9 @@ typedef struct head {
     size_t place;      /* of the head's first component in a row of A */
     float *scores;     /* [S] */
     /* Quantized operands, in this thread's planes. */
-    packed keys, values;
-    uint64_t *query, *probabilities;
+    packed queries, keys, values;
+    uint64_t *probabilities;
+    const uint64_t *ones;
     int16_t *codes;
     int32_t *dots;
 } head;
@@ -171,21 +176,26 @@ static head open_head(const work *w, uint32_t task, uint32_t worker)
     return h;
 }
 
+static packed rows_in(uint64_t *room, size_t bits, size_t sums)
+{
+    return (packed){.bits = room + bits, .sums = (int32_t *)(void *)(room + sums)};
+}
+
 /* Gives the head its room for quantized operands. */
 static void open_room(head *h, uint32_t worker)
 {
     const bitm_backend *backend = h->w->backend;
     const bitm_attention_buffers *buffers = &backend->attention;
     head_room room = room_of(backend->network, backend->max_length);
-    uint64_t *planes = buffers->planes + worker * buffers->plane_words;
-    h->keys =
-        (packed){.bits = planes + room.keys, .sums = (int32_t *)(void *)(planes + room.key_sums)};
-    h->values = (packed){.bits = planes + room.values,
-                         .sums = (int32_t *)(void *)(planes + room.value_sums)};
-    h->query = planes + room.query;
-    h->probabilities = planes + room.probabilities;
-    h->codes = (int16_t *)(void *)(planes + room.codes);
-    h->dots = (int32_t *)(void *)(planes + room.dots);
+    uint64_t *words = buffers->planes + worker * buffers->plane_words;
+    h->queries = rows_in(words, room.queries, room.query_sums);
+    h->keys = rows_in(words, room.keys, room.key_sums);
+    h->values = rows_in(words, room.values, room.value_sums);
+    h->probabilities = words + room.probabilities;
+    h->codes = (int16_t *)(void *)(words + room.codes);
+    h->dots = (int32_t *)(void *)(words + room.dots);
+    h->ones = words + room.ones;
+    memset(words + room.ones, 0xFF, (room.query_sums - room.ones) * sizeof *words);
 }
 
 /* Softmax attention of floats. */
@@ -235,64 +245,63 @@ static bool is_full(const uint64_t *plane, uint32_t n)
     return n == 0 || *plane == (UINT64_C(1) << n) - 1;
 }
 
-/* Packs n_rows rows of n codes, and sums them.  Codes of a row are `stride` apart, of rows
- * `row_stride`. */
-static void pack_rows(const bitm_backend *backend, const bitm_file_quantizer *quantizer,
-                      const int16_t *codes, size_t row_stride, size_t stride, uint32_t n_rows,
-                      uint32_t n, packed *rows)
+/* Packs n_rows rows of n codes, and sums them: their products with ones.  Codes of a row are
+ * `stride` apart, of rows `row_stride`. */
+static void pack_rows(const head *h, const bitm_file_quantizer *quantizer, const int16_t *codes,
+                      size_t row_stride, size_t stride, uint32_t n_rows, uint32_t n, packed *rows)
 {
-    static const int32_t weight_of_negative = -2;
-    size_t words = ((size_t)n + 63) / 64;
+    static const int32_t one = 1, of_negative = -2;
+    const bitm_kernel_table *kernels = h->w->backend->kernels;
+    const bitm_planes ones = {.bits = h->ones, .n_planes = 1, .weights = &one};
+    uint32_t words = (n + 63) / 64;
     bool has_zeros = quantizer->kind != BITM_QUANTIZER_SIGN;
     rows->offset = 0;
     rows->planes = planes_of(quantizer, rows->bits);
-    size_t row_words = rows->planes.n_planes * words;
+    size_t row_words = (size_t)rows->planes.n_planes * words;
     for (size_t j = 0; j < n_rows; j++, codes += row_stride) {
         uint64_t *row = rows->bits + j * row_words;
-        backend->kernels->pack_planes(codes, stride, n, rows->planes.n_planes, row);
+        kernels->pack_planes(codes, stride, n, rows->planes.n_planes, row);
         has_zeros = has_zeros || !is_full(row, n);
-        rows->sums[j] = 0;
-        for (size_t i = 0; i < n; i++)
-            rows->sums[j] += codes[i * stride];
     }
+    kernels->dot_planes(&ones, &rows->planes, words, n_rows, rows->sums);
     if (has_zeros) return;
     /* Of the two planes of a sign's bits, 1 where it is not 0 and where it is negative. */
     for (size_t j = 0; j < n_rows; j++)
-        memmove(rows->bits + j * words, rows->bits + (2 * j + 1) * words, words * sizeof(uint64_t));
+        for (size_t i = 0; i < words; i++)
+            rows->bits[j * words + i] = rows->bits[(2 * j + 1) * words + i];
     rows->offset = 1;
     rows->planes.n_planes = 1;
-    rows->planes.weights = &weight_of_negative;
+    rows->planes.weights = &of_negative;
 }
 
-static void pack_keys(head *h)
+static void pack_queries_and_keys(head *h)
 {
-    const bitm_backend *backend = h->w->backend;
-    pack_rows(backend, h->w->layer->quantize_key, codes_of(h, KEY, 0),
-              backend->network->attention_size, 1, h->n_tokens, backend->network->config->head_size,
+    const bitm_network *network = h->w->backend->network;
+    uint32_t head_size = network->config->head_size;
+    size_t stride = network->attention_size;
+    pack_rows(h, h->w->layer->quantize_query, codes_of(h, QUERY, 0), stride, 1, h->n_tokens,
+              head_size, &h->queries);
+    pack_rows(h, h->w->layer->quantize_key, codes_of(h, KEY, 0), stride, 1, h->n_tokens, head_size,
               &h->keys);
 }
 
 /* q_i . k_j of integers, times their steps. */
 static void integer_products(const head *h, size_t i)
 {
-    const work *w = h->w;
-    const bitm_backend *backend = w->backend;
+    const bitm_backend *backend = h->w->backend;
     const bitm_attention_buffers *buffers = &backend->attention;
-    uint32_t head_size = backend->network->config->head_size;
-    int32_t sum, from_sums;
-    packed query = {.bits = h->query, .sums = &sum};
-    pack_rows(backend, w->layer->quantize_query, codes_of(h, QUERY, i), 0, 1, 1, head_size, &query);
-    backend->kernels->dot_planes(&query.planes, &h->keys.planes, (head_size + 63) / 64, h->n_tokens,
-                                 h->dots);
+    uint32_t head_size = backend->network->config->head_size, words = (head_size + 63) / 64;
+    bitm_planes query = h->queries.planes;
+    query.bits += i * query.n_planes * words;
+    backend->kernels->dot_planes(&query, &h->keys.planes, words, h->n_tokens, h->dots);
     /* With q = a + x and k = b + y: q . k = x . y + a (sum of k) + b (sum of q) - a b n. */
-    from_sums = h->keys.offset * (sum - query.offset * (int32_t)head_size);
+    int32_t a = h->queries.offset, b = h->keys.offset;
+    int32_t of_query = b * (h->queries.sums[i] - a * (int32_t)head_size);
     float step = buffers->step[QUERY][h->first + i];
     const float *key_step = buffers->step[KEY] + h->first;
     const int32_t *key_sums = h->keys.sums;
-    for (size_t j = 0; j < h->n_tokens; j++) {
-        int32_t dot = h->dots[j] + from_sums + query.offset * key_sums[j];
-        h->scores[j] = (float)dot * (step * key_step[j]);
-    }
+    for (size_t j = 0; j < h->n_tokens; j++)
+        h->scores[j] = (float)(h->dots[j] + a * key_sums[j] + of_query) * (step * key_step[j]);
 }
 
 /* out[j] = a [n] . b_j [n] for rows b_j, as the float products add. */
@@ -377,7 +386,7 @@ static void extremes_task(void *context, uint32_t task, uint32_t worker)
     const bitm_file_config *config = w->backend->network->config;
     bitm_quantization quantization = bitm_quantizer_begin(w->layer->quantize_probabilities, NULL);
     float *extremes = extremes_of(w->backend, h.sequence, h.number);
-    if (w->integer_scores) pack_keys(&h);
+    if (w->integer_scores) pack_queries_and_keys(&h);
     for (size_t i = 0; i < h.n_tokens; i++) {
         float row[2];
         divide_scores(&h, find_weights(&h, i));
@@ -412,10 +421,9 @@ static void join_heads(const work *w)
 /* The values' codes of every component, over the sequence. */
 static void pack_values(head *h)
 {
-    const bitm_backend *backend = h->w->backend;
-    const bitm_network *network = backend->network;
-    pack_rows(backend, h->w->layer->quantize_value, codes_of(h, VALUE, 0), 1,
-              network->attention_size, network->config->head_size, h->n_tokens, &h->values);
+    const bitm_network *network = h->w->backend->network;
+    pack_rows(h, h->w->layer->quantize_value, codes_of(h, VALUE, 0), 1, network->attention_size,
+              network->config->head_size, h->n_tokens, &h->values);
 }
 
 /* With p = step_p * code_p + base_p and v = step_v * code_v + base_v:
@@ -484,7 +492,7 @@ static void general_task(void *argument, uint32_t task, uint32_t worker)
     head h = open_head(w, task, worker);
     open_room(&h, worker);
     if (quantizer != NULL) quantization = bitm_quantizer_begin(quantizer, NULL);
-    if (w->integer_scores) pack_keys(&h);
+    if (w->integer_scores) pack_queries_and_keys(&h);
     if (w->integer_context) pack_values(&h);
     for (size_t i = 0; i < h.n_tokens; i++) {
         float *context = w->context + (h.first + i) * network->attention_size + h.place;

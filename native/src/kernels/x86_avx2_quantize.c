@@ -147,39 +147,69 @@ INLINE __m256 shifted(const bitm_quantization *q, const float *x, uint32_t i, ui
     return _mm256_min_ps(z, all(q->clip_hi));
 }
 
-/* 1 where z > 0, -1 where z < 0 and codes can be negative. */
-INLINE __m256i signs_of(const bitm_quantization *q, __m256 z)
+/* What tells a code, fixed for a row. */
+typedef enum told_by { BY_SIGN, BY_SIGN_ABOVE_0, BY_THRESHOLD, BY_QUOTIENT } told_by;
+
+/* The codes of the first n of 8 values from value i on. */
+INLINE __m256i quantized(const bitm_quantization *q, const told_by kind, const float *x, uint32_t i,
+                         uint32_t n)
 {
-    __m256 zero = _mm256_setzero_ps();
-    __m256i positive = _mm256_castps_si256(_mm256_cmp_ps(z, zero, _CMP_GT_OQ));
-    __m256i negative = _mm256_castps_si256(_mm256_cmp_ps(z, zero, _CMP_LT_OQ));
-    if (!(q->lo < 0.0F)) negative = _mm256_setzero_si256();
-    return _mm256_sub_epi32(negative, positive);
+    const __m256 zero = _mm256_setzero_ps();
+    __m256 z = shifted(q, x, i, n), code;
+    switch (kind) { /* masks are -1 */
+    case BY_SIGN:
+        return _mm256_sub_epi32(_mm256_castps_si256(_mm256_cmp_ps(z, zero, _CMP_LT_OQ)),
+                                _mm256_castps_si256(_mm256_cmp_ps(z, zero, _CMP_GT_OQ)));
+    case BY_SIGN_ABOVE_0:
+        return _mm256_srli_epi32(_mm256_castps_si256(_mm256_cmp_ps(z, zero, _CMP_GT_OQ)), 31);
+    case BY_THRESHOLD:
+        code = _mm256_cmp_ps(z, all(q->threshold), _CMP_GE_OQ);
+        return _mm256_sub_epi32(_mm256_set1_epi32((int32_t)q->lo), _mm256_castps_si256(code));
+    default:
+        break;
+    }
+    code = _mm256_div_ps(_mm256_sub_ps(z, all(q->base)), all(q->divisor));
+    code = _mm256_mul_ps(code, all(q->factor));
+    code = _mm256_max_ps(code, all(q->lo));
+    return _mm256_cvttps_epi32(to_integer(_mm256_min_ps(code, all(q->hi))));
+}
+
+INLINE int32_t quantize_row(const bitm_quantization *quantization, const told_by kind,
+                            const bool has_shift, const float *x, uint32_t n, int16_t *codes)
+{
+    bitm_quantization q = *quantization; /* a copy that no store of codes can change */
+    if (!has_shift) q.shift = NULL;
+    __m256i sum = _mm256_setzero_si256();
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        __m256i low = quantized(&q, kind, x, i, 8), high = quantized(&q, kind, x, i + 8, 8);
+        __m256i mixed = _mm256_packs_epi32(low, high);
+        _mm256_storeu_si256((__m256i *)(codes + i),
+                            _mm256_permute4x64_epi64(mixed, _MM_SHUFFLE(3, 1, 2, 0)));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(mixed, _mm256_set1_epi16(1)));
+    }
+    for (; i < n; i += 8) {
+        __m256i eight = quantized(&q, kind, x, i, n - i);
+        store_i16(codes + i, eight, n - i);
+        sum = _mm256_add_epi32(sum, _mm256_and_si256(eight, first_lanes(n - i)));
+    }
+    return sum_lanes(sum);
+}
+
+/* A loop of its own for each kind. */
+INLINE int32_t quantize_by(const bitm_quantization *q, const told_by kind, const float *x,
+                           uint32_t n, int16_t *codes)
+{
+    return q->shift != NULL ? quantize_row(q, kind, true, x, n, codes)
+                            : quantize_row(q, kind, false, x, n, codes);
 }
 
 int32_t bitm_quantize__avx2(const bitm_quantization *q, const float *x, uint32_t n, int16_t *codes)
 {
-    __m256i sum = _mm256_setzero_si256();
-    for (uint32_t i = 0; i < n; i += 8) {
-        __m256i mask = first_lanes(n - i), eight;
-        __m256 z = shifted(q, x, i, n - i);
-        if (q->sign) {
-            eight = signs_of(q, z);
-        } else if (q->two_codes) {
-            __m256 greater = _mm256_cmp_ps(z, all(q->threshold), _CMP_GE_OQ);
-            eight =
-                _mm256_sub_epi32(_mm256_set1_epi32((int32_t)q->lo), _mm256_castps_si256(greater));
-        } else {
-            __m256 code = _mm256_div_ps(_mm256_sub_ps(z, all(q->base)), all(q->divisor));
-            code = _mm256_mul_ps(code, all(q->factor));
-            code = _mm256_max_ps(code, all(q->lo));
-            code = _mm256_min_ps(code, all(q->hi));
-            eight = _mm256_cvttps_epi32(to_integer(code));
-        }
-        store_i16(codes + i, eight, n - i);
-        sum = _mm256_add_epi32(sum, _mm256_and_si256(eight, mask));
-    }
-    return sum_lanes(sum);
+    if (q->sign && q->lo < 0.0F) return quantize_by(q, BY_SIGN, x, n, codes);
+    if (q->sign) return quantize_by(q, BY_SIGN_ABOVE_0, x, n, codes);
+    if (q->two_codes) return quantize_by(q, BY_THRESHOLD, x, n, codes);
+    return quantize_by(q, BY_QUOTIENT, x, n, codes);
 }
 
 /* 0 and -0 are equal, but the scalar kernel keeps the first of them: so its sign is looked up. */
