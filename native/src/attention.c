@@ -176,9 +176,10 @@ static head open_head(const work *w, uint32_t task, uint32_t worker)
     return h;
 }
 
-static packed rows_in(uint64_t *room, size_t bits, size_t sums)
+static void place_rows(packed *rows, uint64_t *room, size_t bits, size_t sums)
 {
-    return (packed){.bits = room + bits, .sums = (int32_t *)(void *)(room + sums)};
+    rows->bits = room + bits;
+    rows->sums = (int32_t *)(void *)(room + sums);
 }
 
 /* Gives the head its room for quantized operands. */
@@ -188,14 +189,14 @@ static void open_room(head *h, uint32_t worker)
     const bitm_attention_buffers *buffers = &backend->attention;
     head_room room = room_of(backend->network, backend->max_length);
     uint64_t *words = buffers->planes + worker * buffers->plane_words;
-    h->queries = rows_in(words, room.queries, room.query_sums);
-    h->keys = rows_in(words, room.keys, room.key_sums);
-    h->values = rows_in(words, room.values, room.value_sums);
+    memset(words + room.ones, 0xFF, (room.query_sums - room.ones) * sizeof *words);
+    h->ones = words + room.ones;
+    place_rows(&h->queries, words, room.queries, room.query_sums);
+    place_rows(&h->keys, words, room.keys, room.key_sums);
+    place_rows(&h->values, words, room.values, room.value_sums);
     h->probabilities = words + room.probabilities;
     h->codes = (int16_t *)(void *)(words + room.codes);
     h->dots = (int32_t *)(void *)(words + room.dots);
-    h->ones = words + room.ones;
-    memset(words + room.ones, 0xFF, (room.query_sums - room.ones) * sizeof *words);
 }
 
 /* Softmax attention of floats. */
