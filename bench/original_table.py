@@ -7,13 +7,15 @@ not try, runs each file, and prints the figures beside the original's. Its proto
 unknown tokens are asked for, and 2 to the power of nats is left to it. Two differences remain: its
 naive rows also binarized biases and LayerNorms of what they binarized, and its masks had another
 random seed. With --wikitext, the pseudo-perplexity of WikiText-2 (one [MASK] at a time) is a column
-more.
+more. Rows need each other for nothing: --jobs runs some of them side by side.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,15 +76,25 @@ def model_file(checkpoint: Path, row: Row, folder: Path) -> Path:
     return path
 
 
-def measure(path: Path, row: Row, settings: Settings, pseudo: Settings | None) -> dict[str, Any]:
-    """Evaluates one row."""
+class Plan(NamedTuple):
+    """What every row is measured on."""
+
+    settings: Settings
+    pseudo: Settings | None
+    threads: int | None
+
+
+def measure(plan: Plan, checkpoint: Path, row: Row) -> dict[str, Any]:
+    """Makes the model of a row and evaluates it."""
     bar = Bar(f"{row.parts}, {row.values}, {row.activations}")
     found: dict[str, Estimate] = {}
-    with Model(path, activations=row.activations) as model:
-        result = evaluate(model, settings, progress=bar).result
-        if pseudo is not None:
-            alone = evaluate(model, pseudo, progress=bar).result
-            found["pseudo_perplexity"] = alone.metrics["perplexity"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = model_file(checkpoint, row, Path(folder))
+        with Model(path, threads=plan.threads, activations=row.activations) as model:
+            result = evaluate(model, plan.settings, progress=bar).result
+            if plan.pseudo is not None:
+                alone = evaluate(model, plan.pseudo, progress=bar).result
+                found["pseudo_perplexity"] = alone.metrics["perplexity"]
     bar.clear()
     most_frequent = result.details["predictions"]["most_frequent"]
     is_naive = bool(row.options) and "XNOR" not in row.values
@@ -115,19 +127,23 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="so many sentences (default: all)")
     parser.add_argument("--wikitext", type=Path, help="wiki.valid.tokens")
     parser.add_argument("--wikitext-limit", type=int, help="so many paragraphs (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, help="rows measured side by side")
+    parser.add_argument("--threads", type=int, help="of each (default: all CPUs)")
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     arguments = parser.parse_args()
     settings = Settings(arguments.data, protocol="original", limit=arguments.limit)
     pseudo = None
     if arguments.wikitext is not None:
         pseudo = Settings(arguments.wikitext, protocol="pseudo", limit=arguments.wikitext_limit)
+    wanted = [(arguments.checkpoint, row) for row in ROWS]
+    if arguments.trained is not None:
+        wanted += [(arguments.trained, row) for row in TRAINED]
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for checkpoint, wanted in ((arguments.checkpoint, ROWS), (arguments.trained, TRAINED)):
-            for row in wanted if checkpoint is not None else []:
-                path = model_file(checkpoint, row, Path(folder))
-                rows.append(measure(path, row, settings, pseudo))
-                print(*tables.original_row(rows[-1]), sep="  ", flush=True)
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        work = partial(measure, Plan(settings, pseudo, arguments.threads))
+        for found in pool.map(work, *zip(*wanted)):
+            rows.append(found)
+            print(*tables.original_row(found), sep="  ", flush=True)
     if arguments.output is not None:
         document = {
             **provenance("python bench/original_table.py"),
@@ -137,6 +153,8 @@ def main() -> None:
             "limit": arguments.limit,
             "wikitext": arguments.wikitext.name if pseudo else None,
             "wikitext_limit": arguments.wikitext_limit,
+            "jobs": arguments.jobs,
+            "threads": arguments.threads,
             "rows": rows,
         }
         write_results(arguments.output, document)
