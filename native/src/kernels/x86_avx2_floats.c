@@ -1,10 +1,12 @@
 /* AVX2 products of floats.
  *
- * The 16 canonical lanes of a dot are two vectors.  Each step multiplies 16 inputs of a few tokens
- * by those of a few outputs, so that a loaded vector serves several sums; weights of other types
- * become floats once for many tokens.
+ * The 16 canonical lanes of a dot are two vectors, and each half of them is added up alone: so the
+ * sums of 3 tokens by 4 outputs are 12 registers, and a step loads 7 vectors for 12 products.
+ * Weights of other types become floats once for many tokens.  Those of 8 outputs stay in the first
+ * cache while tokens come by from the second.
  *
  *   vfmadd    the products                2 a cycle, latency 4 or 5: at least 10 sums at once
+ *   vmovups   tokens, weights             2 a cycle
  *   vcvtph2ps binary16 weights            1 a cycle
  *   vpsllvd   a bit to each lane's sign   1 or 2 a cycle
  */
@@ -15,11 +17,15 @@
 /* ---- Dots ---- */
 
 enum {
-    TILE_TOKENS = 3, /* with TILE_OUTPUTS: 12 of the 16 registers are sums */
-    TILE_OUTPUTS = 2,
+    TILE_TOKENS = 3, /* with TILE_OUTPUTS: sums, 3 tokens and a weight fill the 16 registers */
+    TILE_OUTPUTS = 4,
+    PANEL_TILES = 2, /* of outputs whose weights are floats at a time */
+    PANEL = PANEL_TILES * TILE_OUTPUTS,
+    STRETCH = 512,       /* weights of a row converted at a time; a multiple of 64 */
+    APART = 8,           /* floats between rows: odd ones begin in other banks than even ones */
+    SUM_TILES = 8,       /* of tokens whose sums wait for the next stretch */
+    BLOCK_TOKENS = 96,   /* tokens that one conversion serves where there is one stretch */
     AHEAD_BYTES = 12288, /* of one token's weights, from reading to asking */
-    BLOCK_TOKENS = 48,   /* tokens that one conversion of weights serves */
-    STRETCH = 1024,      /* weights of a row converted at a time; a multiple of 64 */
 };
 
 /* An operand that several sums use: left alone, gcc loads it again for each. */
@@ -39,35 +45,95 @@ INLINE void add_last_products(const float *a, const float *b, uint32_t n, lanes 
     sum->high = _mm256_blendv_ps(sum->high, high, _mm256_castsi256_ps(first_lanes(less_8(n))));
 }
 
-/* Adds to sums [n_a, n_b] the products of n elements of the rows a and b, so many floats apart. */
-INLINE void add_dots(const float *a, size_t stride_a, const uint32_t n_a, const float *b,
-                     size_t stride_b, const uint32_t n_b, uint32_t n, lanes *sums)
+/* Rows of tokens and of weights, of which so many inputs are at work. */
+typedef struct tile {
+    const float *tokens;
+    size_t stride; /* floats from token to token */
+    const float *weights[TILE_OUTPUTS];
+    uint32_t n;
+} tile;
+
+/* Sums of 8 lanes, of all 16: 0 to 7, 8 to 15. */
+typedef __m256 half_sums[TILE_TOKENS][TILE_OUTPUTS];
+typedef half_sums tile_sums[2];
+
+/* Adds products to the sums of the 8 lanes from `lane` on. */
+INLINE void add_half(const tile *x, const uint32_t n_tokens, size_t lane, half_sums sums)
 {
-    lanes local[TILE_TOKENS * TILE_OUTPUTS];
-    for (uint32_t k = 0; k < n_a * n_b; k++)
-        local[k] = sums[k];
-    uint32_t i = 0;
-    for (; i + BITM_LANES <= n; i += BITM_LANES) {
-        __m256 low[TILE_OUTPUTS], high[TILE_OUTPUTS];
-        for (uint32_t q = 0; q < n_b; q++)
-            low[q] = _mm256_loadu_ps(b + q * stride_b + i);
-        for (uint32_t r = 0; r < n_a; r++) {
-            __m256 x = in_register(_mm256_loadu_ps(a + r * stride_a + i));
-            for (uint32_t q = 0; q < n_b; q++)
-                local[r * n_b + q].low = _mm256_fmadd_ps(x, low[q], local[r * n_b + q].low);
-        }
-        for (uint32_t q = 0; q < n_b; q++)
-            high[q] = _mm256_loadu_ps(b + q * stride_b + i + 8);
-        for (uint32_t r = 0; r < n_a; r++) {
-            __m256 x = in_register(_mm256_loadu_ps(a + r * stride_a + i + 8));
-            for (uint32_t q = 0; q < n_b; q++)
-                local[r * n_b + q].high = _mm256_fmadd_ps(x, high[q], local[r * n_b + q].high);
+    const float *tokens = x->tokens, *weights[TILE_OUTPUTS];
+    size_t stride = x->stride, end = x->n / BITM_LANES * BITM_LANES;
+    for (uint32_t o = 0; o < TILE_OUTPUTS; o++)
+        weights[o] = x->weights[o];
+    for (size_t i = lane; i < end; i += BITM_LANES) {
+        __m256 token[TILE_TOKENS];
+        for (uint32_t t = 0; t < n_tokens; t++)
+            token[t] = in_register(_mm256_loadu_ps(tokens + t * stride + i));
+        for (uint32_t o = 0; o < TILE_OUTPUTS; o++) {
+            __m256 weight = in_register(_mm256_loadu_ps(weights[o] + i));
+            for (uint32_t t = 0; t < n_tokens; t++)
+                sums[t][o] = _mm256_fmadd_ps(token[t], weight, sums[t][o]);
         }
     }
-    for (uint32_t k = 0; i < n && k < n_a * n_b; k++)
-        add_last_products(a + k / n_b * stride_a + i, b + k % n_b * stride_b + i, n - i, &local[k]);
-    for (uint32_t k = 0; k < n_a * n_b; k++)
-        sums[k] = local[k];
+}
+
+/* The inputs that fill no 16 lanes. */
+static void add_rest(const tile *x, uint32_t n_tokens, tile_sums sums)
+{
+    uint32_t first = x->n / BITM_LANES * BITM_LANES;
+    for (uint32_t t = 0; t < n_tokens; t++)
+        for (uint32_t o = 0; o < TILE_OUTPUTS; o++) {
+            lanes sum = {sums[0][t][o], sums[1][t][o]};
+            add_last_products(x->tokens + t * x->stride + first, x->weights[o] + first,
+                              x->n - first, &sum);
+            sums[0][t][o] = sum.low;
+            sums[1][t][o] = sum.high;
+        }
+}
+
+/* The dots of 4 outputs from half of their lanes, to which the other half has been added: the
+ * canonical fold. */
+INLINE __m128 fold_4(const __m256 eight[TILE_OUTPUTS])
+{
+    /* Four lanes of outputs 0 and 1, of 2 and 3. */
+    __m256 four01 = _mm256_add_ps(_mm256_permute2f128_ps(eight[0], eight[1], 0x20),
+                                  _mm256_permute2f128_ps(eight[0], eight[1], 0x31));
+    __m256 four23 = _mm256_add_ps(_mm256_permute2f128_ps(eight[2], eight[3], 0x20),
+                                  _mm256_permute2f128_ps(eight[2], eight[3], 0x31));
+    /* Two lanes of 0, of 2; of 1, of 3. */
+    __m256 two = _mm256_add_ps(_mm256_shuffle_ps(four01, four23, _MM_SHUFFLE(1, 0, 1, 0)),
+                               _mm256_shuffle_ps(four01, four23, _MM_SHUFFLE(3, 2, 3, 2)));
+    __m128 low = _mm256_castps256_ps128(two), high = _mm256_extractf128_ps(two, 1);
+    __m128 one = _mm_add_ps(_mm_shuffle_ps(low, high, _MM_SHUFFLE(2, 0, 2, 0)),
+                            _mm_shuffle_ps(low, high, _MM_SHUFFLE(3, 1, 3, 1)));
+    return _mm_shuffle_ps(one, one, _MM_SHUFFLE(3, 1, 2, 0));
+}
+
+/* Which of a dot's stretches is at work: that where sums begin at 0, that after which they end. */
+typedef struct stretch {
+    bool begins, ends;
+} stretch;
+
+/* Adds the tile's products to sums; at the end, dots [n_tokens, TILE_OUTPUTS] are folds of them. */
+INLINE void multiply_tile(const tile *x, const uint32_t n_tokens, stretch place, tile_sums sums,
+                          float *dots)
+{
+    half_sums half;
+    for (uint32_t k = 0; k < 2; k++) {
+        for (uint32_t t = 0; t < n_tokens; t++)
+            for (uint32_t o = 0; o < TILE_OUTPUTS; o++)
+                half[t][o] = place.begins ? _mm256_setzero_ps() : sums[k][t][o];
+        add_half(x, n_tokens, k * 8, half);
+        for (uint32_t t = 0; t < n_tokens; t++)
+            for (uint32_t o = 0; o < TILE_OUTPUTS; o++)
+                sums[k][t][o] = half[t][o];
+    }
+    if (x->n % BITM_LANES > 0) add_rest(x, n_tokens, sums);
+    for (uint32_t t = 0; place.ends && t < n_tokens; t++) {
+        __m256 eight[TILE_OUTPUTS];
+        for (uint32_t o = 0; o < TILE_OUTPUTS; o++)
+            eight[o] = _mm256_add_ps(sums[0][t][o], sums[1][t][o]);
+        _mm_storeu_ps(dots + t * TILE_OUTPUTS, fold_4(eight));
+    }
 }
 
 /* ---- Weights as floats ---- */
@@ -150,33 +216,71 @@ INLINE const float *weights_of(const bitm_gemm *gemm, weight_kind kind, size_t o
 
 /* ---- Products ---- */
 
-/* At most BLOCK_TOKENS tokens and TILE_OUTPUTS outputs. */
-INLINE void multiply_block(const bitm_gemm *gemm, weight_kind kind, uint32_t token,
-                           uint32_t n_tokens, uint32_t output, const uint32_t n_outputs)
+/* A panel's outputs for the tokens of a tile, whose dots are [PANEL_TILES, n_tokens,
+ * TILE_OUTPUTS]. */
+INLINE void store_panel(const bitm_gemm *gemm, uint32_t token, const uint32_t n_tokens,
+                        uint32_t output, uint32_t n_outputs, const float *dots)
 {
-    const float *inputs = (const float *)gemm->inputs + (size_t)token * gemm->n_inputs;
-    size_t stride = gemm->n_inputs;
-    _Alignas(32) float room[TILE_OUTPUTS][STRETCH];
-    lanes sums[BLOCK_TOKENS * TILE_OUTPUTS];
-    for (uint32_t k = 0; k < n_tokens * n_outputs; k++)
-        sums[k].low = sums[k].high = _mm256_setzero_ps();
+    for (uint32_t t = 0; t < n_tokens; t++, dots += TILE_OUTPUTS) {
+        epilogue e = open_epilogue(gemm, token + t, output);
+        __m256 eight = _mm256_loadu2_m128(dots + n_tokens * TILE_OUTPUTS, dots);
+        if (n_outputs == PANEL)
+            store_outputs(&e, 0, PANEL, eight);
+        else
+            store_outputs(&e, 0, n_outputs, eight);
+    }
+}
+
+/* Adds a stretch of inputs, from `first` on, to sums of n_tokens tokens with a panel's outputs; at
+ * its end, stores the outputs. */
+INLINE void multiply_tiles(const bitm_gemm *gemm, const float *const weights[PANEL], uint32_t first,
+                           uint32_t n, uint32_t token, const uint32_t n_tokens, uint32_t output,
+                           uint32_t n_outputs, tile_sums sums[PANEL_TILES])
+{
+    float dots[PANEL_TILES * TILE_TOKENS * TILE_OUTPUTS] = {0};
+    stretch place = {first == 0, first + n == gemm->n_inputs};
+    tile x = {.tokens = (const float *)gemm->inputs + (size_t)token * gemm->n_inputs + first,
+              .stride = gemm->n_inputs,
+              .n = n};
+    for (uint32_t k = 0; k * TILE_OUTPUTS < n_outputs; k++) {
+        memcpy(x.weights, weights + k * TILE_OUTPUTS, sizeof x.weights);
+        multiply_tile(&x, n_tokens, place, sums[k], dots + k * n_tokens * TILE_OUTPUTS);
+    }
+    if (place.ends) store_panel(gemm, token, n_tokens, output, n_outputs, dots);
+}
+
+/* The rest of a block, which fills no tile, or a whole tile. */
+static void multiply_some(const bitm_gemm *gemm, const float *const weights[PANEL], uint32_t first,
+                          uint32_t n, uint32_t token, uint32_t n_tokens, uint32_t output,
+                          uint32_t n_outputs, tile_sums sums[PANEL_TILES])
+{
+    if (n_tokens == 1)
+        multiply_tiles(gemm, weights, first, n, token, 1, output, n_outputs, sums);
+    else if (n_tokens == 2)
+        multiply_tiles(gemm, weights, first, n, token, 2, output, n_outputs, sums);
+    else
+        multiply_tiles(gemm, weights, first, n, token, TILE_TOKENS, output, n_outputs, sums);
+}
+
+/* At most PANEL outputs, and as many tokens as block_tokens says. */
+INLINE void multiply_panel(const bitm_gemm *gemm, weight_kind kind, uint32_t token,
+                           uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
+{
+    _Alignas(64) float room[PANEL][STRETCH + APART];
+    tile_sums sums[SUM_TILES][PANEL_TILES];
+    const float *weights[PANEL];
     for (uint32_t first = 0; first < gemm->n_inputs; first += STRETCH) {
         uint32_t n = smaller(STRETCH, gemm->n_inputs - first);
-        const float *weights = NULL;
-        for (uint32_t o = n_outputs; o-- > 0;)
-            weights = weights_of(gemm, kind, output + o, first, n, room[o]);
-        size_t weight_stride = kind == WEIGHTS_F32 ? stride : STRETCH;
-        const float *x = inputs + first;
-        uint32_t t = 0;
-        for (; t + TILE_TOKENS <= n_tokens; t += TILE_TOKENS)
-            add_dots(x + t * stride, stride, TILE_TOKENS, weights, weight_stride, n_outputs, n,
-                     sums + t * n_outputs);
-        for (; t < n_tokens; t++)
-            add_dots(x + t * stride, stride, 1, weights, weight_stride, n_outputs, n,
-                     sums + t * n_outputs);
+        for (uint32_t o = 0; o < PANEL; o++) /* rows past the last: any, for nothing */
+            weights[o] =
+                o < n_outputs ? weights_of(gemm, kind, output + o, first, n, room[o]) : weights[0];
+        for (uint32_t t = 0; t < n_tokens; t += TILE_TOKENS) {
+            /* Sums of one stretch are done with at once. */
+            uint32_t slot = gemm->n_inputs > STRETCH ? t / TILE_TOKENS : 0;
+            multiply_some(gemm, weights, first, n, token + t, smaller(TILE_TOKENS, n_tokens - t),
+                          output, n_outputs, sums[slot]);
+        }
     }
-    for (uint32_t k = 0; k < n_tokens * n_outputs; k++)
-        store_output(gemm, token + k / n_outputs, output + k % n_outputs, fold(sums[k]));
 }
 
 /* The element numbered `place` of weights of a kind that has one for each. */
@@ -219,17 +323,23 @@ INLINE void multiply_token(const bitm_gemm *gemm, weight_kind kind, uint32_t tok
     store_output(gemm, token, output, fold(sum));
 }
 
+/* Tokens that one conversion of weights serves. */
+INLINE uint32_t block_tokens(const bitm_gemm *gemm)
+{
+    return gemm->n_inputs > STRETCH ? SUM_TILES * TILE_TOKENS : BLOCK_TOKENS;
+}
+
 INLINE void multiply(const bitm_gemm *gemm, weight_kind kind, uint32_t token, uint32_t n_tokens,
                      uint32_t output, uint32_t n_outputs)
 {
-    for (uint32_t t = 0; t < n_tokens; t += BLOCK_TOKENS) {
-        uint32_t n = smaller(BLOCK_TOKENS, n_tokens - t), o = 0;
+    const uint32_t block = block_tokens(gemm);
+    for (uint32_t t = 0; t < n_tokens; t += block) {
+        uint32_t n = smaller(block, n_tokens - t), o = 0;
         if (n == 1 && kind != WEIGHTS_BIT1 && kind != WEIGHTS_TERN)
             for (; o < n_outputs; o++)
                 multiply_token(gemm, kind, token + t, output + o);
-        for (; o + TILE_OUTPUTS <= n_outputs; o += TILE_OUTPUTS)
-            multiply_block(gemm, kind, token + t, n, output + o, TILE_OUTPUTS);
-        if (o < n_outputs) multiply_block(gemm, kind, token + t, n, output + o, 1);
+        for (; o < n_outputs; o += PANEL)
+            multiply_panel(gemm, kind, token + t, n, output + o, smaller(PANEL, n_outputs - o));
         activate_block(gemm, token + t, n, output, n_outputs);
     }
 }
