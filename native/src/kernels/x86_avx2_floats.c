@@ -169,10 +169,19 @@ static void expand_bits(const bitm_gemm *gemm, bool ternary, size_t output, uint
     }
 }
 
-static void expand_i8(const int8_t *codes, uint32_t n, float *weights)
+/* Asks for what will be wanted so many bytes later.  Beyond the last row that asks for
+ * nothing that matters, and nothing is read. */
+INLINE void ask_for(const void *element, size_t ahead_bytes)
+{
+    _mm_prefetch((const char *)((uintptr_t)element + ahead_bytes), _MM_HINT_T1);
+}
+
+/* ahead: elements from this row to the same of the next panel. */
+static void expand_i8(const int8_t *codes, uint32_t n, size_t ahead, float *weights)
 {
     uint32_t i = 0;
     for (; i + 8 <= n; i += 8) {
+        ask_for(codes + i, ahead);
         __m256i code = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(codes + i)));
         _mm256_store_ps(weights + i, _mm256_cvtepi32_ps(code));
     }
@@ -180,12 +189,14 @@ static void expand_i8(const int8_t *codes, uint32_t n, float *weights)
         weights[i] = (float)codes[i];
 }
 
-static void expand_f16(const uint16_t *halves, uint32_t n, float *weights)
+static void expand_f16(const uint16_t *halves, uint32_t n, size_t ahead, float *weights)
 {
     uint32_t i = 0;
-    for (; i + 8 <= n; i += 8)
+    for (; i + 8 <= n; i += 8) {
+        ask_for(halves + i, ahead * sizeof *halves);
         _mm256_store_ps(weights + i,
                         _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(halves + i))));
+    }
     for (; i < n; i++)
         weights[i] = bitm_f16_to_f32(halves[i]);
 }
@@ -194,15 +205,15 @@ static void expand_f16(const uint16_t *halves, uint32_t n, float *weights)
 INLINE const float *weights_of(const bitm_gemm *gemm, weight_kind kind, size_t output,
                                uint32_t first, uint32_t n, float *room)
 {
-    size_t place = output * gemm->n_inputs + first;
+    size_t place = output * gemm->n_inputs + first, ahead = (size_t)PANEL * gemm->n_inputs;
     switch (kind) {
     case WEIGHTS_F32:
         return (const float *)gemm->weights + place;
     case WEIGHTS_F16:
-        expand_f16((const uint16_t *)gemm->weights + place, n, room);
+        expand_f16((const uint16_t *)gemm->weights + place, n, ahead, room);
         break;
     case WEIGHTS_I8:
-        expand_i8((const int8_t *)gemm->weights + place, n, room);
+        expand_i8((const int8_t *)gemm->weights + place, n, ahead, room);
         break;
     case WEIGHTS_BIT1:
         expand_bits(gemm, false, output, first, n, room);
@@ -237,7 +248,7 @@ INLINE void multiply_tiles(const bitm_gemm *gemm, const float *const weights[PAN
                            uint32_t n, uint32_t token, const uint32_t n_tokens, uint32_t output,
                            uint32_t n_outputs, tile_sums sums[PANEL_TILES])
 {
-    float dots[PANEL_TILES * TILE_TOKENS * TILE_OUTPUTS] = {0};
+    float dots[PANEL_TILES * TILE_TOKENS * TILE_OUTPUTS];
     stretch place = {first == 0, first + n == gemm->n_inputs};
     tile x = {.tokens = (const float *)gemm->inputs + (size_t)token * gemm->n_inputs + first,
               .stride = gemm->n_inputs,
@@ -246,6 +257,8 @@ INLINE void multiply_tiles(const bitm_gemm *gemm, const float *const weights[PAN
         memcpy(x.weights, weights + k * TILE_OUTPUTS, sizeof x.weights);
         multiply_tile(&x, n_tokens, place, sums[k], dots + k * n_tokens * TILE_OUTPUTS);
     }
+    if (n_outputs <= TILE_OUTPUTS) /* nothing is in the second tile */
+        memset(dots + n_tokens * TILE_OUTPUTS, 0, n_tokens * TILE_OUTPUTS * sizeof *dots);
     if (place.ends) store_panel(gemm, token, n_tokens, output, n_outputs, dots);
 }
 
@@ -300,8 +313,7 @@ INLINE __m256 load_weights(const bitm_gemm *gemm, weight_kind kind, size_t place
 
 /* One token: its weights are used once, so they are not stored as floats, and memory is what they
  * wait for (a masked LM's head, 47 MB).  One row after the other, for that is one stream for the
- * prefetcher of the CPU, which stops at pages: what follows is asked for as well.  Beyond the last
- * row that asks for nothing that matters, and nothing is read. */
+ * prefetcher of the CPU, which stops at pages: what follows is asked for as well. */
 INLINE void multiply_token(const bitm_gemm *gemm, weight_kind kind, uint32_t token, uint32_t output)
 {
     const float *x = (const float *)gemm->inputs + (size_t)token * gemm->n_inputs;
@@ -309,8 +321,7 @@ INLINE void multiply_token(const bitm_gemm *gemm, weight_kind kind, uint32_t tok
     uint32_t i = 0;
     lanes sum = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (; i + BITM_LANES <= n; i += BITM_LANES) {
-        uintptr_t address = (uintptr_t)weight_at(gemm, kind, row + i);
-        _mm_prefetch((const char *)(address + AHEAD_BYTES), _MM_HINT_T1);
+        ask_for(weight_at(gemm, kind, row + i), AHEAD_BYTES);
         __m256 low = load_weights(gemm, kind, row + i),
                high = load_weights(gemm, kind, row + i + 8);
         sum.low = _mm256_fmadd_ps(low, _mm256_loadu_ps(x + i), sum.low);
