@@ -29,13 +29,12 @@ static void scatter_linear(bitm_session *session, const bitm_linear *linear, con
 
 /* ---- Masked LM ---- */
 
-/* session->head_input [n_rows, H] = norm(activation(transform(hidden states of the rows))) */
-static void transform(bitm_session *session, const bitm_row *rows, uint32_t n_rows)
+/* session->head_input [n_rows, H] = norm(activation(transform(head_input))) */
+static void transform(bitm_session *session, uint32_t n_rows)
 {
     const bitm_network *network = &session->model->network;
     const bitm_file_config *config = network->config;
     bitm_backend *backend = &session->backend;
-    gather(session, rows, n_rows);
     bitm_backend_linear(backend, &network->mlm_transform, config->head_activation,
                         session->head_input, n_rows, NULL, session->head_output);
     bitm_backend_add_norm(backend, session->head_output, NULL, &network->mlm_norm,
@@ -45,7 +44,7 @@ static void transform(bitm_session *session, const bitm_row *rows, uint32_t n_ro
 void bitm_head_masked_lm(bitm_session *session, const bitm_row *rows, uint32_t n_rows,
                          float *output)
 {
-    transform(session, rows, n_rows);
+    transform(session, n_rows);
     scatter_linear(session, &session->model->network.mlm_decoder, session->head_input, rows, n_rows,
                    output);
 }
@@ -127,7 +126,7 @@ void bitm_head_top_k(bitm_session *session, const bitm_row *rows, uint32_t n_row
 {
     const bitm_network *network = &session->model->network;
     size_t hidden_size = network->config->hidden_size;
-    transform(session, rows, n_rows);
+    transform(session, n_rows);
     for (uint32_t i = 0; i < n_rows; i += BITM_TOP_K_ROWS) {
         uint32_t n = n_rows - i < BITM_TOP_K_ROWS ? n_rows - i : BITM_TOP_K_ROWS;
         bitm_backend_linear(&session->backend, &network->mlm_decoder, BITM_ACTIVATION_NONE,
@@ -172,7 +171,6 @@ void bitm_head_classify(bitm_session *session, float *output)
 
 void bitm_head_tokens(bitm_session *session, const bitm_row *rows, uint32_t n_rows, float *output)
 {
-    gather(session, rows, n_rows);
     scatter_linear(session, &session->model->network.classifier, session->head_input, rows, n_rows,
                    output);
 }

@@ -4,8 +4,10 @@
 
 #include "session.h"
 
-/* output[rows[i].output] [V] = masked-LM logits of the packed token rows[i].token, for n_rows (at
- * most session->max_tokens) rows. */
+/* Rows are at most session->max_tokens; the hidden state of rows[i] is in session->head_input
+ * [n_rows, H], which the heads overwrite. */
+
+/* output[rows[i].output] [V] = masked-LM logits. */
 void bitm_head_masked_lm(bitm_session *session, const bitm_row *rows, uint32_t n_rows,
                          float *output);
 
@@ -16,15 +18,15 @@ typedef struct bitm_candidates {
     uint32_t top_k; /* at most n */
 } bitm_candidates;
 
-/* predictions[rows[i].output] [top_k] = the best candidates at the packed token rows[i].token, by
- * logit, then by lower id. */
+/* predictions[rows[i].output] [top_k] = the best candidates, by logit, then by lower id. */
 void bitm_head_top_k(bitm_session *session, const bitm_row *rows, uint32_t n_rows,
                      const bitm_candidates *candidates, bitm_prediction *predictions);
 
-/* output[b] [C] = logits of each packed sequence, b its number in the batch. */
-void bitm_head_classify(bitm_session *session, float *output);
-
-/* output[rows[i].output] [C] = logits of the packed token rows[i].token. */
+/* output[rows[i].output] [C] = logits. */
 void bitm_head_tokens(bitm_session *session, const bitm_row *rows, uint32_t n_rows, float *output);
+
+/* output[b] [C] = logits of each packed sequence, b its number in the batch.  Takes the sequences'
+ * hidden states itself. */
+void bitm_head_classify(bitm_session *session, float *output);
 
 #endif

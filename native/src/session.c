@@ -445,35 +445,53 @@ static uint32_t find_token(const bitm_packed *p, uint32_t i, int32_t position)
     return low;
 }
 
-/* Runs the head at every token, or at the requested positions, of the packed sequences. */
+/* The head of this process reads its weights, 47 MB of BERT-base, once for all rows that it is
+ * given: rows wait for those of further parts, with their hidden states in session->head_input. */
+static bool rows_wait(const bitm_session *session, const job *j)
+{
+    return session->device == NULL && j->kind != TASK_HIDDEN;
+}
+
+static bitm_status flush_all(bitm_session *session, const job *j, bitm_error *err)
+{
+    uint32_t n_rows = session->n_rows;
+    session->n_rows = 0;
+    return flush_rows(session, j, n_rows, err);
+}
+
+static bitm_status add_row(bitm_session *session, const job *j, bitm_row row, bitm_error *err)
+{
+    size_t hidden_size = session->model->network.config->hidden_size;
+    uint32_t most = j->kind == TASK_HIDDEN ? session->max_tokens : session->max_rows;
+    if (rows_wait(session, j))
+        memcpy(session->head_input + session->n_rows * hidden_size,
+               session->hidden + row.token * hidden_size, hidden_size * sizeof(float));
+    session->rows[session->n_rows++] = row;
+    return session->n_rows == most ? flush_all(session, j, err) : BITM_OK;
+}
+
+/* Asks the head for every token, or for the requested positions, of the packed sequences. */
 static bitm_status run_rows(bitm_session *session, const job *j, bitm_error *err)
 {
     const bitm_packed *p = &session->packed;
     const bitm_batch *batch = j->batch;
     bool chosen = batch->positions != NULL && j->kind != TASK_HIDDEN && j->kind != TASK_TOKENS;
-    uint32_t n_rows = 0;
-    uint32_t most = j->kind == TASK_HIDDEN ? session->max_tokens : session->max_rows;
     for (uint32_t i = 0; i < p->n_sequences; i++) {
         size_t sequence = p->sequences[i];
         uint32_t n = chosen ? batch->n_positions : p->first[i + 1] - p->first[i];
         for (uint32_t k = 0; k < n; k++) {
-            uint32_t token = p->first[i] + k;
-            size_t output = sequence * batch->length;
+            bitm_row row = {.token = p->first[i] + k, .output = sequence * batch->length};
             if (chosen) {
-                output = sequence * batch->n_positions + k;
-                if (batch->positions[output] == -1) continue;
-                token = find_token(p, i, batch->positions[output]);
+                row.output = sequence * batch->n_positions + k;
+                if (batch->positions[row.output] == -1) continue;
+                row.token = find_token(p, i, batch->positions[row.output]);
             } else {
-                output += (size_t)p->positions[token];
+                row.output += (size_t)p->positions[row.token];
             }
-            session->rows[n_rows++] = (bitm_row){.token = token, .output = output};
-            if (n_rows == most) {
-                BITM_TRY(flush_rows(session, j, n_rows, err));
-                n_rows = 0;
-            }
+            BITM_TRY(add_row(session, j, row, err));
         }
     }
-    return flush_rows(session, j, n_rows, err);
+    return rows_wait(session, j) ? BITM_OK : flush_all(session, j, err);
 }
 
 /* The logits of the packed sequences, on the device. */
@@ -518,6 +536,7 @@ static bitm_status run_job(bitm_session *session, const job *j, bitm_error *err)
 {
     BITM_TRY(bitm_pool_revive(&session->backend.pool, err));
     clear_output(j);
+    session->n_rows = 0;
     for (uint32_t sequence = 0; sequence < j->batch->n_sequences;) {
         sequence = pack(session, j->batch, sequence);
         if (session->packed.n_sequences == 0) continue;
@@ -532,7 +551,7 @@ static bitm_status run_job(bitm_session *session, const job *j, bitm_error *err)
         else
             bitm_head_classify(session, j->output);
     }
-    return BITM_OK;
+    return flush_all(session, j, err);
 }
 
 static bitm_status enter(bitm_session *session, bitm_error *err)

@@ -33,7 +33,8 @@ struct bitm_session {
     bitm_backend backend;
     bitm_device_session *device; /* runs the forward pass; NULL: the backend does */
     bitm_packed packed;
-    bitm_row *rows;       /* [max_rows] */
+    bitm_row *rows; /* [max_rows], of which n_rows wait for the head */
+    uint32_t n_rows;
     uint32_t *row_tokens; /* [max_rows], for the device */
     int32_t *text_ids;    /* [max_length], of bitm_fill_mask, as the following */
     int32_t *text_masks;  /* [max_length] */
