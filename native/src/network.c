@@ -493,12 +493,16 @@ static size_t place_of(uint32_t layout, uint32_t n_values, uint32_t rows, size_t
 void bitm_matrix_row(const bitm_matrix *matrix, size_t row, float *values)
 {
     const bitm_file_tensor *t = matrix->tensor;
-    for (size_t c = 0; c < t->columns; c++) {
-        float value = code_of(matrix, row, c);
-        if (matrix->scales != NULL)
-            value *= matrix->scales[place_of(t->scale_layout, t->n_scales, t->rows, row, c)];
-        if (matrix->offsets != NULL)
-            value += matrix->offsets[place_of(t->offset_layout, t->n_offsets, t->rows, row, c)];
-        values[c] = value;
+    if (t->dtype == BITM_DTYPE_F16) { /* as a rule; compilers make vectors of this loop */
+        const uint16_t *halves = (const uint16_t *)matrix->data + row * t->columns;
+        for (size_t c = 0; c < t->columns; c++)
+            values[c] = bitm_f16_to_f32(halves[c]);
+    } else {
+        for (size_t c = 0; c < t->columns; c++)
+            values[c] = code_of(matrix, row, c);
     }
+    for (size_t c = 0; matrix->scales != NULL && c < t->columns; c++)
+        values[c] *= matrix->scales[place_of(t->scale_layout, t->n_scales, t->rows, row, c)];
+    for (size_t c = 0; matrix->offsets != NULL && c < t->columns; c++)
+        values[c] += matrix->offsets[place_of(t->offset_layout, t->n_offsets, t->rows, row, c)];
 }

@@ -188,19 +188,20 @@ BITM_INLINE float bitm_mish(float x)
     return x * (n / (n + 2.0F));
 }
 
-/* binary16 to binary32, exact; denormals included. */
+/* binary16 to binary32, exact; denormals included.  Written in masks, so that compilers make
+ * vectors of it. */
 BITM_INLINE float bitm_f16_to_f32(uint16_t half)
 {
     uint32_t sign = (uint32_t)(half & 0x8000U) << 16;
     uint32_t exponent = (half >> 10) & 0x1FU;
     uint32_t fraction = half & 0x3FFU;
-    uint32_t bits = sign | ((exponent + 112U) << 23) | (fraction << 13);
-    if (exponent == 31) bits = sign | 0x7F800000U | (fraction << 13);
-    if (exponent == 0) {
-        float magnitude = (float)fraction * 5.9604644775390625e-8F;
-        memcpy(&bits, &magnitude, sizeof bits);
-        bits |= sign;
-    }
+    uint32_t is_denormal = 0U - (uint32_t)(exponent == 0);
+    uint32_t is_special = 0U - (uint32_t)(exponent == 31); /* an infinity, not a number */
+    uint32_t bits = ((exponent + 112U) << 23) | (fraction << 13) | (is_special & 0x7F800000U);
+    float magnitude = (float)(int32_t)fraction * 5.9604644775390625e-8F;
+    uint32_t denormal;
+    memcpy(&denormal, &magnitude, sizeof denormal);
+    bits = sign | (is_denormal & denormal) | (~is_denormal & bits);
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
