@@ -12,6 +12,7 @@
  */
 #include "x86_avx2.h"
 
+#include <math.h>
 #include <string.h>
 
 enum {
@@ -19,6 +20,7 @@ enum {
     TILE = 3,   /* queries at work together; a divisor of BITM_ATTENTION_QUERIES */
     CHUNK_VECTORS = CHUNK / 8,
     CONTEXT_VECTORS = 4, /* of a context's components at work together */
+    NEAR = 64,           /* values that are added to a block's contexts at a time: 16 KB */
     MOST_COMMON_SIZE = 64,
 };
 
@@ -167,17 +169,29 @@ INLINE void find_scores(const head *h, size_t query, uint32_t n, uint32_t head_s
 
 /* ---- Contexts ---- */
 
-/* Components [d, d + n) of the contexts, n_vectors of 8, times the factor of each query. */
-INLINE void find_components(const head *h, size_t query, size_t row, const uint32_t n_queries,
-                            const float factor[], uint32_t d, uint32_t n, const uint32_t n_vectors)
+/* Tokens whose values are added to the contexts: a stretch of all, in order. */
+typedef struct stretch {
+    size_t begin, end;
+} stretch;
+
+/* Adds values to components [d, d + n) of the contexts, n_vectors of 8; after the last token, they
+ * are multiplied by the factor of each query. */
+INLINE void add_components(const head *h, stretch tokens, size_t query, size_t row,
+                           const uint32_t n_queries, const float factor[], uint32_t d, uint32_t n,
+                           const uint32_t n_vectors)
 {
     const bitm_attention *a = h->attention;
-    const float *value = h->values + d, *score = h->scores + row * h->n_padded;
+    const float *value = h->values + tokens.begin * a->head_size + d;
+    const float *score = h->scores + row * h->n_padded;
+    float *context = a->context + query * a->context_stride + d;
+    const bool ends = tokens.end == a->n_tokens;
     __m256 sums[TILE][CONTEXT_VECTORS];
     for (uint32_t q = 0; q < n_queries; q++)
         for (uint32_t k = 0; k < n_vectors; k++)
-            sums[q][k] = _mm256_setzero_ps();
-    for (size_t j = 0; j < a->n_tokens; j++, value += a->head_size) {
+            sums[q][k] = tokens.begin == 0
+                             ? _mm256_setzero_ps()
+                             : load_floats(context + q * a->context_stride + 8 * k, n - 8 * k);
+    for (size_t j = tokens.begin; j < tokens.end; j++, value += a->head_size) {
         __m256 p[TILE];
         for (uint32_t q = 0; q < n_queries; q++)
             p[q] = _mm256_broadcast_ss(score + q * h->n_padded + j);
@@ -188,23 +202,49 @@ INLINE void find_components(const head *h, size_t query, size_t row, const uint3
         }
     }
     for (uint32_t q = 0; q < n_queries; q++)
-        for (uint32_t k = 0; k < n_vectors; k++)
-            store_floats(a->context + (query + q) * a->context_stride + d + 8 * k, n - 8 * k,
-                         _mm256_mul_ps(sums[q][k], _mm256_set1_ps(factor[q])));
+        for (uint32_t k = 0; k < n_vectors; k++) {
+            __m256 sum = sums[q][k];
+            if (ends) sum = _mm256_mul_ps(sum, _mm256_set1_ps(factor[q]));
+            store_floats(context + q * a->context_stride + 8 * k, n - 8 * k, sum);
+        }
 }
 
-INLINE void find_contexts(const head *h, size_t query, size_t row, const uint32_t n_queries)
+INLINE void add_values(const head *h, stretch tokens, size_t query, size_t row,
+                       const uint32_t n_queries, const float factor[])
 {
     enum { COMPONENTS = 8 * CONTEXT_VECTORS };
     uint32_t n = h->attention->head_size, d = 0;
-    float factor[TILE];
-    for (uint32_t q = 0; q < n_queries; q++)
-        factor[q] =
-            1.0F / bitm_exp_sum__avx2(h->scores + (row + q) * h->n_padded, h->attention->n_tokens);
     for (; d + COMPONENTS <= n; d += COMPONENTS)
-        find_components(h, query, row, n_queries, factor, d, COMPONENTS, CONTEXT_VECTORS);
+        add_components(h, tokens, query, row, n_queries, factor, d, COMPONENTS, CONTEXT_VECTORS);
     for (; d < n; d += 8)
-        find_components(h, query, row, n_queries, factor, d, smaller(8, n - d), 1);
+        add_components(h, tokens, query, row, n_queries, factor, d, smaller(8, n - d), 1);
+}
+
+/* The sum of e^(score - greatest score) of a row, which become the scores.  Those past the last key
+ * are made -inf first: their exponentials are 0, and the row is a whole number of vectors. */
+static float find_exponentials(const head *h, float *scores)
+{
+    for (size_t j = h->attention->n_tokens; j < h->n_padded; j++)
+        scores[j] = -INFINITY;
+    return bitm_exp_sum__avx2(scores, (uint32_t)h->n_padded);
+}
+
+/* Contexts of queries [query, query + n), from rows [0, n) of scores: values that the first cache
+ * holds serve all of them, before the next. */
+static void find_contexts(const head *h, size_t query, uint32_t n)
+{
+    const size_t n_tokens = h->attention->n_tokens;
+    float factor[BITM_ATTENTION_QUERIES];
+    for (uint32_t i = 0; i < n; i++)
+        factor[i] = 1.0F / find_exponentials(h, h->scores + i * h->n_padded);
+    for (stretch tokens = {0, 0}; tokens.begin < n_tokens; tokens.begin = tokens.end) {
+        uint32_t i = 0;
+        tokens.end = tokens.begin + NEAR < n_tokens ? tokens.begin + NEAR : n_tokens;
+        for (; i + TILE <= n; i += TILE)
+            add_values(h, tokens, query + i, i, TILE, factor + i);
+        for (; i < n; i++)
+            add_values(h, tokens, query + i, i, 1, factor + i);
+    }
 }
 
 void bitm_attention__avx2(const bitm_attention *attention, uint32_t token, uint32_t n_tokens)
@@ -214,14 +254,11 @@ void bitm_attention__avx2(const bitm_attention *attention, uint32_t token, uint3
     lay_out_values(&h);
     size_t end = (size_t)token + n_tokens;
     for (size_t query = token; query < end; query += BITM_ATTENTION_QUERIES) {
-        uint32_t n = smaller(BITM_ATTENTION_QUERIES, (uint32_t)(end - query)), i = 0;
+        uint32_t n = smaller(BITM_ATTENTION_QUERIES, (uint32_t)(end - query));
         if (attention->head_size == MOST_COMMON_SIZE)
             find_scores(&h, query, n, MOST_COMMON_SIZE);
         else
             find_scores(&h, query, n, attention->head_size);
-        for (; i + TILE <= n; i += TILE)
-            find_contexts(&h, query + i, i, TILE);
-        for (; i < n; i++)
-            find_contexts(&h, query + i, i, 1);
+        find_contexts(&h, query, n);
     }
 }

@@ -237,19 +237,38 @@ void bitm_rms_norm__avx2(const float *x, const float *gain, float eps, uint32_t 
     }
 }
 
+/* The greatest of x [n], found in whole vectors as far as they go. */
+INLINE float greatest_of(const float *x, uint32_t n)
+{
+    lanes most = {all(x[0]), all(x[0])};
+    uint32_t i = 0;
+    for (; i + BITM_LANES <= n; i += BITM_LANES) {
+        most.low = _mm256_max_ps(_mm256_loadu_ps(x + i), most.low);
+        most.high = _mm256_max_ps(_mm256_loadu_ps(x + i + 8), most.high);
+    }
+    __m256 eight = _mm256_max_ps(most.low, most.high);
+    for (; i < n; i += 8) {
+        __m256 mask = _mm256_castsi256_ps(first_lanes(n - i));
+        eight = _mm256_max_ps(_mm256_blendv_ps(eight, load_floats(x + i, n - i), mask), eight);
+    }
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
 float bitm_exp_sum__avx2(float *x, uint32_t n)
 {
-    __m256 most = all(x[0]);
-    for (uint32_t i = 0; i < n; i += 8) {
-        __m256 mask = _mm256_castsi256_ps(first_lanes(n - i));
-        most = _mm256_max_ps(_mm256_blendv_ps(most, load_floats(x + i, n - i), mask), most);
-    }
-    __m128 four = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
-    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-    __m256 greatest = all(_mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two))));
-
+    const __m256 greatest = all(greatest_of(x, n));
     lanes sum = zeros();
-    for (uint32_t i = 0; i < n; i += BITM_LANES) {
+    uint32_t i = 0;
+    for (; i + BITM_LANES <= n; i += BITM_LANES) {
+        lanes z = {exponential(_mm256_sub_ps(_mm256_loadu_ps(x + i), greatest)),
+                   exponential(_mm256_sub_ps(_mm256_loadu_ps(x + i + 8), greatest))};
+        _mm256_storeu_ps(x + i, z.low);
+        _mm256_storeu_ps(x + i + 8, z.high);
+        sum = add(sum, z);
+    }
+    if (i < n) {
         lanes z = load(x + i, n - i);
         z.low = exponential(_mm256_sub_ps(z.low, greatest));
         z.high = exponential(_mm256_sub_ps(z.high, greatest));
