@@ -73,7 +73,7 @@ def test_cdef_is_current() -> None:
 
 def library_path() -> Path:
     """The shared library that bitm has loaded."""
-    paths = [folder / "libbitm.so" for folder in _native._library_folders()]
+    paths = [Path(folder) / "libbitm.so" for folder in _native._library_folders()]
     found = [path for path in paths if path.exists()]
     if not found:
         pytest.skip("expected: symbols are read from an ELF library, and this system has none")

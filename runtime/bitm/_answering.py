@@ -7,8 +7,7 @@ pipeline any more): DrQA's product of the start's and the end's probability (Che
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +21,7 @@ Bools = npt.NDArray[np.bool_]
 _MASKED_LOGIT = -10000.0
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """A part of the context behind the question: S tokens, of which those from `first` are it.
 
     Attributes:

@@ -6,9 +6,9 @@ Arrays are C-contiguous numpy arrays of the stated dtype; every failure of the l
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,16 +29,16 @@ PREDICTION = np.dtype([("score", np.float32), ("token", np.int32)])
 def _open_library() -> Any:
     name = {"win32": "bitm.dll", "darwin": "libbitm.dylib"}.get(sys.platform, "libbitm.so")
     for folder in _library_folders():
-        path = folder / name
-        if path.exists():
-            return ffi.dlopen(str(path))
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            return ffi.dlopen(path)
     raise ImportError(f"bitm: {name} is not beside {__file__}: is the package built?")
 
 
-def _library_folders() -> list[Path]:
+def _library_folders() -> list[str]:
     """Beside this file in a wheel; in site-packages/bitm for an editable install."""
-    here = Path(__file__).resolve().parent
-    return [here, *(Path(entry) / "bitm" for entry in sys.path if entry)]
+    here = os.path.dirname(os.path.realpath(__file__))
+    return [here, *(os.path.join(entry, "bitm") for entry in sys.path if entry)]
 
 
 lib = _open_library()

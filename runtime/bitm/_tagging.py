@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,21 +29,20 @@ _CLEANING = (
 )
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A token of the text.
 
     Attributes:
         word: its spelling, or the text itself where the vocabulary does not know it.
         scores: float32 [C], probabilities of the labels.
-        index: its place in the sequence.
+        place: in the sequence.
         start, end: its characters in the text.
         is_subword: it goes on with the word of the token before it.
     """
 
     word: str
     scores: Floats
-    index: int
+    place: int
     start: int
     end: int
     is_subword: bool
@@ -73,7 +71,7 @@ def _of_token(token: Token, labels: Sequence[str]) -> Entity:
     return {
         "entity": labels[best],
         "score": float(token.scores[best]),
-        "index": token.index,
+        "index": token.place,
         "word": token.word,
         "start": token.start,
         "end": token.end,

@@ -8,9 +8,8 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,9 @@ from bitm._native import Floats, Int32s, Library, Session
 from bitm.errors import InputError
 from bitm.tasks import Tasks
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 Prediction = dict[str, Any]
 
 _models: weakref.WeakSet[Model] = weakref.WeakSet()
@@ -28,6 +30,8 @@ _models: weakref.WeakSet[Model] = weakref.WeakSet()
 
 def demo_path() -> Path:
     """Where the demo model is: the package is always a folder, as its library is a file of it."""
+    from pathlib import Path  # 8 ms, which opening a model has no need of
+
     return Path(__file__).parent / "data/demo.bitm"
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +26,7 @@ _POOLINGS = ("mean", "cls", "max")
 _MAX_EMBED_FLOATS = 1 << 24  # hidden states held at once, of a text at least
 
 
-@dataclass(frozen=True)
-class _Encoded:
+class _Encoded(NamedTuple):
     """Tokens of a text or a pair: ids and types int32 [n], spans [n, 2] in its last text."""
 
     ids: Int32s
@@ -371,7 +369,7 @@ def _tokens(
         yield _tagging.Token(
             word=spelling[token] if is_known else source,
             scores=scores[index],
-            index=index,
+            place=index,
             start=first,
             end=last,
             is_subword=is_known and len(spelling[token]) != len(source),
