@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -97,14 +98,17 @@ def predict(
     batches = list(_batches(queries, batch, max(1, _MAX_LOGITS // vocab_size)))
     collected: list[Predictions] = []
     seconds, n_done = 0.0, 0
-    for members in batches:
-        start = time.perf_counter()
-        logits = _logits(model, [queries[i] for i in members])
-        seconds += time.perf_counter() - start
-        collected += [_judge(queries[i], rows) for i, rows in zip(members, logits)]
-        n_done += len(members)
-        if progress is not None:
-            progress(n_done, len(queries))
+    # numpy leaves the other threads alone where rows are long: judging is shared out as the run is.
+    with ThreadPoolExecutor(model.info["threads"]) as pool:
+        for members in batches:
+            asked = [queries[i] for i in members]
+            start = time.perf_counter()
+            logits = _logits(model, asked)
+            seconds += time.perf_counter() - start
+            collected += pool.map(_judge, asked, logits)
+            n_done += len(members)
+            if progress is not None:
+                progress(n_done, len(queries))
     order = np.argsort([i for members in batches for i in members], kind="stable")
     return Run(
         predictions=_join([collected[i] for i in order]),
