@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bert_checkpoints import VOCABULARY, WORDS, masked_lm_state, save
 from bitm import Model
 from conftest import ROOT, run_command
 
@@ -92,6 +93,27 @@ def test_the_table_of_a_gpu(tmp_path: Path) -> None:
     assert "| 1x64 | 2.00 (0.007) | 0.50 |" in lines
     assert "| 8x64 | 16.0 (0.050) |  |" in lines
     assert "`fill_mask` of 4,096 sentences in one call: 1,234 a second." in lines
+
+
+def test_the_originals_table(tmp_path: Path) -> None:
+    """Rows side by side, in order; the same as one after the other."""
+    words = [*VOCABULARY, *(f"w{i}" for i in range(WORDS - len(VOCABULARY)))]
+    folder = save(tmp_path / "checkpoint", masked_lm_state(), vocabulary=words)
+    data = tmp_path / "ptb.txt"
+    data.write_text(" paris is a city .\n" * 20)
+    documents = []
+    for jobs in ("1", "3"):
+        output = tmp_path / f"{jobs}.json"
+        options = ("--limit", "12", "--jobs", jobs, "--threads", "1", "--output", output)
+        done = bench("original_table.py", folder, data, *options)
+        assert done.returncode == 0, done.stderr
+        documents.append(json.loads(output.read_text()))
+    one, three = ([row | {"ms_per_sequence": 0} for row in d["rows"]] for d in documents)
+    assert one == three
+    assert [row["binarized"] for row in one[:3]] == ["None", "All", "All"]
+    text = bench("tables.py", tmp_path / "3.json").stdout
+    assert "12 sentences of ptb.txt" in text
+    assert "3 rows at a time, 1 threads each" in text
 
 
 def test_comparison(tmp_path: Path) -> None:

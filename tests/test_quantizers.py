@@ -77,6 +77,12 @@ FORMS: dict[str, Quantizers] = {
         asymmetric(8, BY_TOKEN),
     ),
     "eight bits, float attention": (symmetric(8, BY_TOKEN), symmetric(8, BY_TOKEN), None, None),
+    "by sequence, float attention": (
+        symmetric(8, BY_SEQUENCE),
+        asymmetric(8, BY_SEQUENCE),
+        None,
+        None,
+    ),
     "twelve bits": (
         integers(-2048, 2047, 0.002),
         integers(0, 4095, 0.001),
@@ -257,6 +263,7 @@ def test_every_head(head: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_quantized_models_do_not_see_batch_padding_or_threads(form: str, tmp_path: Path) -> None:
+    """Nor which positions are asked for."""
     rng = np.random.default_rng(8)
     path = tmp_path / "m.bitm"
     bitm_formats.write(path, quantize(masked_lm(rng), rng, FORMS[form]))
@@ -268,6 +275,9 @@ def test_quantized_models_do_not_see_batch_padding_or_threads(form: str, tmp_pat
         batch = three.logits(ids, mask)
         for row, logits in zip(rows, batch):
             np.testing.assert_array_equal(one.logits([row])[0], logits[: len(row)])
+        ends = np.array([[len(row) - 1, 0] for row in rows])
+        expected = np.take_along_axis(batch, ends[:, :, None], axis=1)
+        np.testing.assert_array_equal(three.logits(ids, mask, positions=ends), expected)
 
 
 def test_ternary_weights_without_quantizers(tmp_path: Path) -> None:

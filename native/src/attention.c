@@ -133,10 +133,11 @@ typedef struct work {
     bitm_backend *backend;
     const bitm_layer *layer;
     const bitm_spans *spans;
-    const float *operands[N_OPERANDS]; /* [n_tokens, A], as quantized */
+    const bitm_spans *queries;
+    const float *operands[N_OPERANDS]; /* [n_queries or n_tokens, A], as quantized */
     bool integer_scores;               /* query and key are codes */
     bool integer_context;              /* so are probabilities and value, in one step a sequence */
-    float *context;                    /* [n_tokens, A] */
+    float *context;                    /* [n_queries, A] */
 } work;
 
 /* Rows of codes in planes: code = offset + (sum of weights[p] * bit p).  Signs of which none is 0,
@@ -206,19 +207,22 @@ static void plain_task(void *context, uint32_t task, uint32_t worker)
     const bitm_network *network = w->backend->network;
     head h = open_head(w, task, worker);
     size_t stride = network->attention_size, place = h.first * stride + h.place;
+    uint32_t first = w->queries->first[h.sequence];
+    uint32_t n_queries = w->queries->first[h.sequence + 1] - first;
+    if (n_queries == 0) return;
     bitm_attention attention = {
-        .query = w->operands[QUERY] + place,
+        .query = w->operands[QUERY] + first * stride + h.place,
         .key = w->operands[KEY] + place,
         .value = w->operands[VALUE] + place,
         .stride = stride,
-        .context = w->context + place,
+        .context = w->context + first * stride + h.place,
         .context_stride = stride,
         .n_tokens = h.n_tokens,
         .head_size = network->config->head_size,
         .score_scale = network->config->score_scale,
         .scores = h.scores,
     };
-    w->backend->kernels->attention(&attention, 0, h.n_tokens);
+    w->backend->kernels->attention(&attention, 0, n_queries);
 }
 
 /* ---- Scores ---- */
@@ -551,8 +555,25 @@ static void find_float_terms(const work *w, const float *x)
                             w->spans, backend->attention.value_term);
 }
 
+static bool is_of_sequences(const bitm_linear *linear)
+{
+    for (uint32_t k = 0; k < linear->n_branches; k++) {
+        const bitm_file_quantizer *quantizer = linear->branches[k].quantizer;
+        if (quantizer != NULL && quantizer->scope == BITM_SCOPE_SEQUENCE) return true;
+    }
+    return false;
+}
+
+bool bitm_backend_can_choose(const bitm_network *network, const bitm_layer *layer)
+{
+    return is_plain(network, layer) && !is_of_sequences(&layer->query) &&
+           !is_of_sequences(&layer->attention_output) && !is_of_sequences(&layer->intermediate) &&
+           !is_of_sequences(&layer->output);
+}
+
 void bitm_backend_attention(bitm_backend *backend, const bitm_layer *layer, const bitm_spans *spans,
-                            const float *x, float *query, float *key, float *value, float *context)
+                            const bitm_spans *queries, const float *x, float *query, float *key,
+                            float *value, float *context)
 {
     const bitm_file_quantizer *of_value = layer->quantize_value;
     const bitm_file_quantizer *of_probabilities = layer->quantize_probabilities;
@@ -560,6 +581,7 @@ void bitm_backend_attention(bitm_backend *backend, const bitm_layer *layer, cons
     work w = {.backend = backend,
               .layer = layer,
               .spans = spans,
+              .queries = queries,
               .operands = {query, key, value},
               .integer_scores = has_integer_scores(layer),
               .integer_context = has_integer_context(layer),

@@ -72,11 +72,17 @@ void bitm_backend_linear(bitm_backend *backend, const bitm_linear *linear, uint3
                          const float *inputs, uint32_t n_tokens, const bitm_spans *spans,
                          float *outputs);
 
-/* context [n_tokens, A] = attention of a layer within each sequence; x [n_tokens, H] are the
- * layer's inputs, query, key and value [n_tokens, A] their linears' outputs, which may be
- * overwritten. */
+/* context [n_queries, A] = attention of a layer within each sequence; x [n_tokens, H] are the
+ * layer's inputs, query [n_queries, A], key and value [n_tokens, A] their linears' outputs, which
+ * may be overwritten.  Sequence s has the queries from queries->first[s] on; they are its tokens,
+ * or where bitm_backend_can_choose, some of them. */
 void bitm_backend_attention(bitm_backend *backend, const bitm_layer *layer, const bitm_spans *spans,
-                            const float *x, float *query, float *key, float *value, float *context);
+                            const bitm_spans *queries, const float *x, float *query, float *key,
+                            float *value, float *context);
+
+/* Whether a token's outputs of a layer are the same where some tokens alone are asked for: no
+ * quantizer looks at the others. */
+bool bitm_backend_can_choose(const bitm_network *network, const bitm_layer *layer);
 
 /* y [n_tokens, n] = norm(x + residual), residual may be NULL, y may be x. */
 void bitm_backend_add_norm(bitm_backend *backend, const float *x, const float *residual,

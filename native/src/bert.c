@@ -48,39 +48,83 @@ static void embed(bitm_session *session)
 
 /* ---- One layer ---- */
 
-static void run_layer(bitm_session *session, const bitm_layer *layer)
+/* The tokens of a layer's outputs: all of them, or those that are chosen. */
+typedef struct outputs {
+    bitm_spans spans; /* of them, in each sequence */
+    uint32_t n;       /* R */
+    float *x;         /* [R, H] the layer's inputs there; then its outputs */
+} outputs;
+
+/* output = the sum of attention and x, normalized; then that of the feed-forward part and it. */
+static void finish_layer(bitm_session *session, const bitm_layer *layer, const outputs *rows)
 {
     bitm_backend *backend = &session->backend;
-    const bitm_network *network = &session->model->network;
-    const bitm_file_config *config = network->config;
-    const bitm_packed *packed = &session->packed;
-    uint32_t n_tokens = packed->n_tokens;
-    float *x = session->hidden;                  /* [T, H] */
-    float *intermediate = session->intermediate; /* [T, I] */
-    float *output = session->output;             /* [T, H] */
-
-    const bitm_linear *linears[] = {&layer->query, &layer->key, &layer->value};
-    float *outputs[] = {session->query, session->key, session->value}; /* [T, A] each */
-    const bitm_spans spans = {packed->n_sequences, packed->first};
-    bitm_backend_linears(backend, 3, linears, x, n_tokens, &spans, outputs);
-    bitm_backend_attention(backend, layer, &spans, x, session->query, session->key, session->value,
-                           session->context); /* [T, A] */
+    const bitm_file_config *config = session->model->network.config;
+    float *intermediate = session->intermediate; /* [R, I] */
+    float *output = session->output;             /* [R, H] */
     bitm_backend_linear(backend, &layer->attention_output, BITM_ACTIVATION_NONE, session->context,
-                        n_tokens, &spans, output);
-    bitm_backend_add_norm(backend, output, x, &layer->attention_norm, config->layer_norm_eps,
-                          n_tokens, config->hidden_size, x);
+                        rows->n, &rows->spans, output);
+    bitm_backend_add_norm(backend, output, rows->x, &layer->attention_norm, config->layer_norm_eps,
+                          rows->n, config->hidden_size, rows->x);
 
-    bitm_backend_linear(backend, &layer->intermediate, config->hidden_activation, x, n_tokens,
-                        &spans, intermediate);
-    bitm_backend_linear(backend, &layer->output, BITM_ACTIVATION_NONE, intermediate, n_tokens,
-                        &spans, output);
-    bitm_backend_add_norm(backend, output, x, &layer->output_norm, config->layer_norm_eps, n_tokens,
-                          config->hidden_size, x);
+    bitm_backend_linear(backend, &layer->intermediate, config->hidden_activation, rows->x, rows->n,
+                        &rows->spans, intermediate);
+    bitm_backend_linear(backend, &layer->output, BITM_ACTIVATION_NONE, intermediate, rows->n,
+                        &rows->spans, output);
+    bitm_backend_add_norm(backend, output, rows->x, &layer->output_norm, config->layer_norm_eps,
+                          rows->n, config->hidden_size, rows->x);
+}
+
+static void run_layer(bitm_session *session, const bitm_layer *layer)
+{
+    const bitm_packed *packed = &session->packed;
+    const bitm_spans spans = {packed->n_sequences, packed->first};
+    const outputs rows = {spans, packed->n_tokens, session->hidden};
+    const bitm_linear *linears[] = {&layer->query, &layer->key, &layer->value};
+    float *products[] = {session->query, session->key, session->value}; /* [T, A] each */
+    bitm_backend_linears(&session->backend, 3, linears, rows.x, rows.n, &spans, products);
+    bitm_backend_attention(&session->backend, layer, &spans, &spans, rows.x, session->query,
+                           session->key, session->value, session->context); /* [T, A] */
+    finish_layer(session, layer, &rows);
+}
+
+/* The last layer, whose outputs nobody reads but those of the chosen tokens: all have keys and
+ * values, but the chosen alone a query and what follows.  session->head_output keeps their states,
+ * for no head is at work. */
+static void run_last_layer(bitm_session *session, const bitm_layer *layer)
+{
+    const bitm_packed *packed = &session->packed;
+    const bitm_chosen *chosen = &session->chosen;
+    const bitm_spans spans = {packed->n_sequences, packed->first};
+    const outputs rows = {
+        {packed->n_sequences, chosen->first}, chosen->first[spans.n], session->head_output};
+    size_t n = session->model->network.config->hidden_size;
+    for (size_t i = 0; i < rows.n; i++)
+        memcpy(rows.x + i * n, session->hidden + chosen->tokens[i] * n, n * sizeof *rows.x);
+
+    const bitm_linear *linears[] = {&layer->key, &layer->value};
+    float *products[] = {session->key, session->value}; /* [T, A] each */
+    bitm_backend_linears(&session->backend, 2, linears, session->hidden, packed->n_tokens, &spans,
+                         products);
+    bitm_backend_linear(&session->backend, &layer->query, BITM_ACTIVATION_NONE, rows.x, rows.n,
+                        &rows.spans, session->query); /* [R, A] */
+    bitm_backend_attention(&session->backend, layer, &spans, &rows.spans, session->hidden,
+                           session->query, session->key, session->value,
+                           session->context); /* [R, A] */
+    finish_layer(session, layer, &rows);
+    for (size_t i = 0; i < rows.n; i++)
+        memcpy(session->hidden + chosen->tokens[i] * n, rows.x + i * n, n * sizeof *rows.x);
 }
 
 void bitm_bert_encode(bitm_session *session, uint32_t n_layers)
 {
+    const bitm_network *network = &session->model->network;
     embed(session);
-    for (uint32_t n = 0; n < n_layers; n++)
-        run_layer(session, &session->model->network.layers[n]);
+    for (uint32_t n = 0; n < n_layers; n++) {
+        const bitm_layer *layer = &network->layers[n];
+        if (n + 1 < n_layers || session->chosen.all || !bitm_backend_can_choose(network, layer))
+            run_layer(session, layer);
+        else
+            run_last_layer(session, layer);
+    }
 }

@@ -120,6 +120,8 @@ static bitm_session *lay_out(const bitm_model *model, const limits *l, bitm_aren
     s->packed.ids = bitm_arena_take(arena, n, sizeof(int32_t));
     s->packed.types = bitm_arena_take(arena, n, sizeof(int32_t));
     s->packed.positions = bitm_arena_take(arena, n, sizeof(int32_t));
+    s->chosen.first = bitm_arena_take(arena, n + 1, sizeof(uint32_t));
+    s->chosen.tokens = bitm_arena_take(arena, n, sizeof(uint32_t));
     s->rows = bitm_arena_take(arena, rows, sizeof(bitm_row));
     s->text_ids = bitm_arena_take(arena, l->max_length, sizeof(int32_t));
     s->text_masks = bitm_arena_take(arena, l->max_length, sizeof(int32_t));
@@ -445,6 +447,28 @@ static uint32_t find_token(const bitm_packed *p, uint32_t i, int32_t position)
     return low;
 }
 
+/* The requested positions of the packed sequences, each once; their first tokens for a pooler. */
+static void choose(bitm_session *session, const job *j)
+{
+    const bitm_packed *p = &session->packed;
+    const int32_t *positions = j->batch->positions;
+    uint32_t *first = session->chosen.first, *mark = session->chosen.tokens, n = 0;
+    bool lm = j->kind == TASK_MASKED_LM || j->kind == TASK_TOP_K;
+    session->chosen.all = lm ? positions == NULL : j->kind != TASK_CLASSIFY;
+    for (uint32_t i = 0; i < p->n_sequences && !session->chosen.all; i++) {
+        size_t row = (size_t)p->sequences[i] * j->batch->n_positions;
+        memset(mark + p->first[i], 0, (p->first[i + 1] - p->first[i]) * sizeof *mark);
+        if (!lm) mark[p->first[i]] = 1;
+        for (uint32_t k = 0; lm && k < j->batch->n_positions; k++)
+            if (positions[row + k] != -1) mark[find_token(p, i, positions[row + k])] = 1;
+        first[i] = n;
+        for (uint32_t t = p->first[i]; t < p->first[i + 1]; t++)
+            if (mark[t] != 0) mark[n++] = t; /* marks become their numbers, which are fewer */
+        first[i + 1] = n;
+    }
+    session->chosen.all = session->chosen.all || n == 0;
+}
+
 /* The head of this process reads its weights, 47 MB of BERT-base, once for all rows that it is
  * given: rows wait for those of further parts, with their hidden states in session->head_input. */
 static bool rows_wait(const bitm_session *session, const job *j)
@@ -540,6 +564,7 @@ static bitm_status run_job(bitm_session *session, const job *j, bitm_error *err)
     for (uint32_t sequence = 0; sequence < j->batch->n_sequences;) {
         sequence = pack(session, j->batch, sequence);
         if (session->packed.n_sequences == 0) continue;
+        choose(session, j);
         if (session->device != NULL)
             BITM_TRY(encode_on_device(session, j, err));
         else

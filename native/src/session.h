@@ -16,6 +16,13 @@ typedef struct bitm_packed {
     int32_t *positions; /* 0 ... S - 1, ascending within a sequence */
 } bitm_packed;
 
+/* The packed tokens whose hidden states a run is for; ascending. */
+typedef struct bitm_chosen {
+    bool all;         /* then the rest is not set */
+    uint32_t *first;  /* [n_sequences + 1] of packed sequence s: tokens from first[s] on */
+    uint32_t *tokens; /* [first[n_sequences]] */
+} bitm_chosen;
+
 /* A row of results: from a packed token to a place in the output. */
 typedef struct bitm_row {
     uint32_t token; /* packed */
@@ -33,6 +40,7 @@ struct bitm_session {
     bitm_backend backend;
     bitm_device_session *device; /* runs the forward pass; NULL: the backend does */
     bitm_packed packed;
+    bitm_chosen chosen;
     bitm_row *rows; /* [max_rows], of which n_rows wait for the head */
     uint32_t n_rows;
     uint32_t *row_tokens; /* [max_rows], for the device */

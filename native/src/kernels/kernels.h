@@ -165,7 +165,7 @@ typedef struct bitm_attention {
     size_t stride;                    /* elements from token to token of the three */
     float *context;
     size_t context_stride;
-    uint32_t n_tokens;
+    uint32_t n_tokens; /* that have keys and values */
     uint32_t head_size;
     float score_scale;
     float *scores; /* bitm_attention_room floats, for scores and whatever else a kernel keeps */
@@ -180,7 +180,8 @@ static inline size_t bitm_attention_room(size_t n_tokens, size_t head_size)
     return (n_tokens + 15) / 16 * 16 * (BITM_ATTENTION_QUERIES + 2 * head_size);
 }
 
-/* Computes the context of tokens [token, token + n_tokens). */
+/* Computes the context of queries [token, token + n_tokens): rows of query and context alone, which
+ * need not be those of the tokens that have keys. */
 typedef void bitm_attention_fn(const bitm_attention *attention, uint32_t token, uint32_t n_tokens);
 
 /* ---- The list ---- */
