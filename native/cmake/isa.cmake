@@ -37,6 +37,7 @@ if(BITM_IS_X86_64)
   bitm_check_flags("${BITM_AMX_FLAGS}" BITM_COMPILES_AMX)
   if(BITM_COMPILES_AVX512)
     set(BITM_AVX512_SOURCES
+        src/kernels/x86_avx512_attention.c
         src/kernels/x86_avx512_floats.c
         src/kernels/x86_avx512_quantize.c
         src/kernels/x86_avx512_tokens.c)

@@ -1,4 +1,4 @@
-/* AVX-512 products of floats, and attention.
+/* AVX-512 products of floats.
  *
  * The 16 canonical lanes of a dot are one vector.  Four rows meet four others, 16 sums, so that a
  * loaded vector serves four; then 16 sums fold together, into one vector of dots.
@@ -15,9 +15,6 @@ enum {
     OUTPUTS = 16,        /* of a product that are finished together */
     BLOCK_TOKENS = 48,   /* tokens that one conversion of weights serves */
     STRETCH = 1024,      /* weights of a row converted at a time; a multiple of 64 */
-    QUERIES = ROWS,      /* of attention, at work together */
-    CONTEXT_VECTORS = 4, /* of the components of a context */
-    MAX_TOGETHER = 1024, /* tokens of a sequence whose queries are at work together */
 };
 
 /* ---- Dots ---- */
@@ -274,94 +271,4 @@ void bitm_gemm_f32__avx512(const bitm_gemm *gemm, uint32_t token, uint32_t n_tok
                            uint32_t output, uint32_t n_outputs)
 {
     multiply(gemm, WEIGHTS_F32, token, n_tokens, output, n_outputs);
-}
-
-/* ---- Attention ---- */
-
-/* scores [n_queries][n_tokens], max_tokens apart, of queries next to each other. */
-INLINE void find_scores(const bitm_attention *attention, const float *query, uint32_t n_queries,
-                        float *scores, size_t max_tokens)
-{
-    const float *queries[ROWS], *keys[ROWS];
-    const __m512 factor = _mm512_set1_ps(attention->score_scale);
-    find_rows(query, attention->stride, n_queries, queries);
-    for (uint32_t j = 0; j < attention->n_tokens; j += ROWS) {
-        uint32_t n_keys = smaller(ROWS, attention->n_tokens - j);
-        _Alignas(64) float four[ROWS][ROWS];
-        __m512 sums[ROWS * ROWS];
-#pragma GCC unroll 16
-        for (int k = 0; k < ROWS * ROWS; k++)
-            sums[k] = _mm512_setzero_ps();
-        find_rows(attention->key + j * attention->stride, attention->stride, n_keys, keys);
-        add_dots(queries, keys, attention->head_size, sums);
-        _mm512_store_ps(four[0], _mm512_mul_ps(factor, fold_16(sums)));
-        for (uint32_t q = 0; q < n_queries; q++)
-            _mm_mask_storeu_ps(scores + q * max_tokens + j, (__mmask8)first_lanes(n_keys),
-                               _mm_load_ps(four[q]));
-    }
-}
-
-/* Components [d, d + n) of the contexts, n_vectors of 16, times the factor of each query. */
-INLINE void find_components(const bitm_attention *attention, const float *scores, size_t max_tokens,
-                            uint32_t n_queries, const float factor[], uint32_t d, uint32_t n,
-                            const uint32_t n_vectors, float *context)
-{
-    const float *value = attention->value + d, *score[QUERIES];
-    const __mmask16 exist = first_lanes(n); /* of a vector alone */
-    __m512 sums[QUERIES][CONTEXT_VECTORS];
-    find_rows(scores, max_tokens, n_queries, score);
-#pragma GCC unroll 4
-    for (uint32_t q = 0; q < QUERIES; q++)
-#pragma GCC unroll 4
-        for (uint32_t k = 0; k < n_vectors; k++)
-            sums[q][k] = _mm512_setzero_ps();
-    for (uint32_t j = 0; j < attention->n_tokens; j++, value += attention->stride) {
-        __m512 v[CONTEXT_VECTORS];
-#pragma GCC unroll 4
-        for (uint32_t k = 0; k < n_vectors; k++)
-            v[k] = n_vectors > 1 ? _mm512_loadu_ps(value + 16 * k)
-                                 : _mm512_maskz_loadu_ps(exist, value);
-#pragma GCC unroll 4
-        for (uint32_t q = 0; q < QUERIES; q++) {
-            __m512 s = _mm512_set1_ps(score[q][j]);
-#pragma GCC unroll 4
-            for (uint32_t k = 0; k < n_vectors; k++)
-                sums[q][k] = _mm512_fmadd_ps(s, v[k], sums[q][k]);
-        }
-    }
-    for (uint32_t q = 0; q < n_queries; q++)
-#pragma GCC unroll 4
-        for (uint32_t k = 0; k < n_vectors; k++)
-            _mm512_mask_storeu_ps(context + q * attention->context_stride + d + 16 * k,
-                                  first_lanes(n - 16 * k),
-                                  _mm512_mul_ps(sums[q][k], _mm512_set1_ps(factor[q])));
-}
-
-/* The context of queries [i, i + n_queries). */
-INLINE void attend(const bitm_attention *attention, size_t i, uint32_t n_queries, float *scores,
-                   size_t max_tokens)
-{
-    enum { COMPONENTS = 16 * CONTEXT_VECTORS };
-    uint32_t n = attention->head_size, d = 0;
-    float factor[QUERIES], *context = attention->context + i * attention->context_stride;
-    find_scores(attention, attention->query + i * attention->stride, n_queries, scores, max_tokens);
-    for (uint32_t q = 0; q < n_queries; q++)
-        factor[q] = 1.0F / bitm_exp_sum__avx512(scores + q * max_tokens, attention->n_tokens);
-    for (; d + COMPONENTS <= n; d += COMPONENTS)
-        find_components(attention, scores, max_tokens, n_queries, factor, d, COMPONENTS,
-                        CONTEXT_VECTORS, context);
-    for (; d < n; d += 16)
-        find_components(attention, scores, max_tokens, n_queries, factor, d, n - d, 1, context);
-}
-
-/* Four queries at a time share the loads of keys and values, where their scores fit on the stack.
- */
-void bitm_attention__avx512(const bitm_attention *attention, uint32_t token, uint32_t n_tokens)
-{
-    float scores[QUERIES * MAX_TOGETHER];
-    bool fits = attention->n_tokens <= MAX_TOGETHER;
-    uint32_t together = fits ? QUERIES : 1;
-    for (uint32_t t = 0; t < n_tokens; t += together)
-        attend(attention, (size_t)token + t, smaller(together, n_tokens - t),
-               fits ? scores : attention->scores, fits ? MAX_TOGETHER : 0);
 }
