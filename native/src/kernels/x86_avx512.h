@@ -43,7 +43,16 @@ INLINE float fold(__m512 sum)
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-/* ---- GELU ---- */
+/* max(a, b) is a > b ? a : b. */
+INLINE float greatest_lane(__m512 x)
+{
+    __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* ---- Functions ---- */
 
 /* x 2^n, where the low bits of `shifted` hold n: added to the exponent, since the result is
  * normal. */
@@ -51,6 +60,24 @@ INLINE __m512 times_power_of_2(__m512 x, __m512 shifted)
 {
     __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), n));
+}
+
+/* exp(x) for x up to BITM_EXP_HIGHEST. */
+INLINE __m512 exponential_below(__m512 x)
+{
+    __m512 clamped = _mm512_max_ps(all(BITM_EXP_LOWEST), x);
+    __m512 shifted = _mm512_fmadd_ps(clamped, all(BITM_LOG2_E), all(BITM_ROUND_MAGIC));
+    __m512 n = _mm512_sub_ps(shifted, all(BITM_ROUND_MAGIC));
+    __m512 r = _mm512_fmadd_ps(n, all(-BITM_LN2_HIGH), clamped);
+    r = _mm512_fmadd_ps(n, all(-BITM_LN2_LOW), r);
+    __m512 p = all(BITM_EXP_4);
+    p = _mm512_fmadd_ps(p, r, all(BITM_EXP_3));
+    p = _mm512_fmadd_ps(p, r, all(BITM_EXP_2));
+    p = _mm512_fmadd_ps(p, r, all(BITM_EXP_1));
+    p = _mm512_fmadd_ps(p, r, all(BITM_EXP_0));
+    p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), all(1.0F));
+    __mmask16 stays = _mm512_cmp_ps_mask(x, all(BITM_EXP_LOWEST), _CMP_NLT_UQ);
+    return _mm512_maskz_mov_ps(stays, times_power_of_2(p, shifted));
 }
 
 /* 21 operations on two ports for 16 values. */

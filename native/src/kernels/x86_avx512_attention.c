@@ -223,7 +223,7 @@ INLINE void find_components(const head *h, size_t query, size_t row, const uint3
     const bitm_attention *a = h->attention;
     const float *value = h->values + d, *score = h->scores + row * h->n_padded;
     __m512 sums[CONTEXT_QUERIES][CONTEXT_VECTORS];
-#pragma GCC unroll 6
+#pragma GCC unroll 4
     for (uint32_t q = 0; q < n_queries; q++)
 #pragma GCC unroll 4
         for (uint32_t k = 0; k < n_vectors; k++)
@@ -233,7 +233,7 @@ INLINE void find_components(const head *h, size_t query, size_t row, const uint3
 #pragma GCC unroll 4
         for (uint32_t k = 0; k < n_vectors; k++)
             v[k] = _mm512_maskz_loadu_ps(first_lanes(n - 16 * k), value + 16 * k);
-#pragma GCC unroll 6
+#pragma GCC unroll 4
         for (uint32_t q = 0; q < n_queries; q++) {
             __m512 p = _mm512_set1_ps(score[q * h->n_padded + j]);
 #pragma GCC unroll 4
@@ -241,7 +241,7 @@ INLINE void find_components(const head *h, size_t query, size_t row, const uint3
                 sums[q][k] = _mm512_fmadd_ps(p, v[k], sums[q][k]);
         }
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 4
     for (uint32_t q = 0; q < n_queries; q++)
 #pragma GCC unroll 4
         for (uint32_t k = 0; k < n_vectors; k++)
@@ -250,14 +250,46 @@ INLINE void find_components(const head *h, size_t query, size_t row, const uint3
                                   _mm512_mul_ps(sums[q][k], all(factor[q])));
 }
 
+/* Rows of scores become exponentials, as bitm_exp_sum does it; factor: 1 / their sums.  Several
+ * rows at once, since each has to wait for its greatest score, and for a sum in one register. */
+INLINE void find_exponentials(const head *h, size_t row, const uint32_t n_queries, float factor[])
+{
+    float *scores = h->scores + row * h->n_padded;
+    __m512 most[CONTEXT_QUERIES], sum[CONTEXT_QUERIES];
+    const uint32_t n = h->attention->n_tokens;
+#pragma GCC unroll 4
+    for (uint32_t q = 0; q < n_queries; q++) {
+        most[q] = all(scores[q * h->n_padded]);
+        sum[q] = _mm512_setzero_ps();
+    }
+    for (uint32_t j = 0; j < n; j += BITM_LANES)
+#pragma GCC unroll 4
+        for (uint32_t q = 0; q < n_queries; q++)
+            most[q] = _mm512_mask_max_ps(most[q], first_lanes(n - j),
+                                         _mm512_loadu_ps(scores + q * h->n_padded + j), most[q]);
+#pragma GCC unroll 4
+    for (uint32_t q = 0; q < n_queries; q++)
+        most[q] = all(greatest_lane(most[q]));
+    for (uint32_t j = 0; j < n; j += BITM_LANES)
+#pragma GCC unroll 4
+        for (uint32_t q = 0; q < n_queries; q++) {
+            float *place = scores + q * h->n_padded + j;
+            __m512 e = exponential_below(_mm512_sub_ps(_mm512_loadu_ps(place), most[q]));
+            e = _mm512_maskz_mov_ps(first_lanes(n - j), e);
+            _mm512_storeu_ps(place, e);
+            sum[q] = _mm512_add_ps(sum[q], e);
+        }
+#pragma GCC unroll 4
+    for (uint32_t q = 0; q < n_queries; q++)
+        factor[q] = 1.0F / fold(sum[q]);
+}
+
 INLINE void find_contexts(const head *h, size_t query, size_t row, const uint32_t n_queries)
 {
     enum { COMPONENTS = 16 * CONTEXT_VECTORS };
     uint32_t n = h->attention->head_size, d = 0;
     float factor[CONTEXT_QUERIES];
-    for (uint32_t q = 0; q < n_queries; q++)
-        factor[q] = 1.0F / bitm_exp_sum__avx512(h->scores + (row + q) * h->n_padded,
-                                                h->attention->n_tokens);
+    find_exponentials(h, row, n_queries, factor);
     for (; d + COMPONENTS <= n; d += COMPONENTS)
         find_components(h, query, row, n_queries, factor, d, COMPONENTS, CONTEXT_VECTORS);
     for (; d < n; d += 16)

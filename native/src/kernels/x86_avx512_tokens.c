@@ -20,24 +20,6 @@ INLINE __m512 with_sign(__m512 magnitude, __m512 x)
 
 /* ---- The functions ---- */
 
-/* exp(x) for x up to BITM_EXP_HIGHEST. */
-INLINE __m512 exponential_below(__m512 x)
-{
-    __m512 clamped = _mm512_max_ps(all(BITM_EXP_LOWEST), x);
-    __m512 shifted = _mm512_fmadd_ps(clamped, all(BITM_LOG2_E), all(BITM_ROUND_MAGIC));
-    __m512 n = _mm512_sub_ps(shifted, all(BITM_ROUND_MAGIC));
-    __m512 r = _mm512_fmadd_ps(n, all(-BITM_LN2_HIGH), clamped);
-    r = _mm512_fmadd_ps(n, all(-BITM_LN2_LOW), r);
-    __m512 p = all(BITM_EXP_4);
-    p = _mm512_fmadd_ps(p, r, all(BITM_EXP_3));
-    p = _mm512_fmadd_ps(p, r, all(BITM_EXP_2));
-    p = _mm512_fmadd_ps(p, r, all(BITM_EXP_1));
-    p = _mm512_fmadd_ps(p, r, all(BITM_EXP_0));
-    p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), all(1.0F));
-    __mmask16 stays = _mm512_cmp_ps_mask(x, all(BITM_EXP_LOWEST), _CMP_NLT_UQ);
-    return _mm512_maskz_mov_ps(stays, times_power_of_2(p, shifted));
-}
-
 INLINE __m512 exponential(__m512 x)
 {
     return exponential_below(_mm512_min_ps(all(BITM_EXP_HIGHEST), x));
@@ -178,15 +160,6 @@ void bitm_rms_norm__avx512(const float *x, const float *gain, float eps, uint32_
         __m512 z = _mm512_mul_ps(load(x + i, n - i), factor);
         store(y + i, n - i, _mm512_mul_ps(z, load(gain + i, n - i)));
     }
-}
-
-/* max(a, b) is a > b ? a : b. */
-INLINE float greatest_lane(__m512 x)
-{
-    __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
-    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
 float bitm_exp_sum__avx512(float *x, uint32_t n)
