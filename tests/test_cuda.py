@@ -19,7 +19,7 @@ from bitm import Model, _native
 from bitm.errors import BitmError, DeviceError
 from bitm_formats import Layout, ModelFile, Quantizer
 from conftest import run_command
-from tiny_models import classifier, config, masked_lm
+from tiny_models import classifier, config, masked_lm, vector
 
 REASON = _native.why_no_gpu()
 needs_gpu = pytest.mark.skipif(bool(REASON), reason=f"expected: {REASON}")
@@ -30,11 +30,11 @@ Ints = npt.NDArray[np.int64]
 def wide_model(rng: np.random.Generator, **changes: object) -> ModelFile:
     """A masked LM of sizes that the fast paths take, with many positions."""
     sizes: dict[str, object] = {
-        "hidden_size": 128,
-        "n_heads": 2,
+        "hidden_size": 512,
+        "n_heads": 8,
         "head_size": 64,
         "score_scale": 0.125,
-        "intermediate_size": 384,
+        "intermediate_size": 1024,
         "max_positions": 512,
         "vocab_size": 400,
     }
@@ -42,12 +42,17 @@ def wide_model(rng: np.random.Generator, **changes: object) -> ModelFile:
 
 
 def sign_model(rng: np.random.Generator) -> ModelFile:
-    """The same with sign quantizers before the linears of the layers."""
+    """The same with bits before the linears of the layers: signs, and {0, 1} after the activation."""
     model = wide_model(rng)
-    for name in list(model.tensors):
-        if name.startswith("layers.") and name.endswith(".weight"):
-            place = name.removesuffix(".weight")
-            model.quantizers[place] = Quantizer(kind=1, scope=0, lo=-1, hi=1, step=0.5)
+    for name in [name for name in model.tensors if name.startswith("layers.")]:
+        place, _, what = name.rpartition(".")
+        if what != "weight":
+            continue
+        after_activation = place.endswith(".output")
+        model.quantizers[place] = (
+            Quantizer(2, 0, 0, 1, 0.3) if after_activation else Quantizer(1, 0, -1, 1, 0.5)
+        )
+        model.tensors[f"{place}.shift"] = vector(rng, model.tensors[name].columns)
     return model
 
 
@@ -123,7 +128,7 @@ def test_every_output_is_written(tmp_path: Path) -> None:
     ids = np.random.default_rng(1).integers(0, 400, (4, 64)).astype(np.int32)
     mask = np.ones_like(ids)
     mask[1, 7:] = 0
-    for kind, width in ((_native.OUTPUT_HIDDEN_STATES, 128), (_native.OUTPUT_LOGITS, 400)):
+    for kind, width in ((_native.OUTPUT_HIDDEN_STATES, 512), (_native.OUTPUT_LOGITS, 400)):
         output = np.full((4, 64, width), np.nan, np.float32)
         session.run(ids, mask, None, None, output, kind=kind)
         assert np.isfinite(output).all()
@@ -189,7 +194,7 @@ def test_memory_that_is_not_there_can_be_survived(tmp_path: Path) -> None:
         take_all()
     assert caught.value.name == "NO_MEMORY"
     ids = np.ones((3, 40), np.int32)
-    output = np.full((3, 40, 128), np.nan, np.float32)
+    output = np.full((3, 40, 512), np.nan, np.float32)
     sessions[0].run(ids, None, None, None, output, kind=_native.OUTPUT_HIDDEN_STATES)
     assert np.isfinite(output).all()
     for session in sessions:

@@ -150,9 +150,9 @@ static void launch(Kernel kernel, const Product &p)
     if (kernel == BYTES) gemm_kernel<true, EPILOGUE_PLAIN><<<grid, GEMM_THREADS>>>(p);
     if (kernel == BITS_WGMMA) {
         uint32_t pieces = wgmma_pieces(p.n_input_pieces), shared = wgmma_shared_bytes(pieces);
-        if (pieces == 6) gemm_wgmma_kernel<6, EPILOGUE_PLAIN><<<wide, WGMMA_THREADS, shared>>>(p);
-        if (pieces == 4) gemm_wgmma_kernel<4, EPILOGUE_PLAIN><<<wide, WGMMA_THREADS, shared>>>(p);
-        if (pieces == 2) gemm_wgmma_kernel<2, EPILOGUE_PLAIN><<<wide, WGMMA_THREADS, shared>>>(p);
+        if (pieces == 6) gemm_wgmma_kernel<6, EPILOGUE_PLAIN><<<wide, WGMMA_THREADS, shared>>>(p, Encoding());
+        if (pieces == 4) gemm_wgmma_kernel<4, EPILOGUE_PLAIN><<<wide, WGMMA_THREADS, shared>>>(p, Encoding());
+        if (pieces == 2) gemm_wgmma_kernel<2, EPILOGUE_PLAIN><<<wide, WGMMA_THREADS, shared>>>(p, Encoding());
     }
     if (kernel == BYTES_WGMMA)
         gemm_wgmma_bytes_kernel<EPILOGUE_PLAIN><<<wide, WGMMA_THREADS, BYTES_SHARED_BYTES>>>(p);

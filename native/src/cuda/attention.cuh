@@ -7,7 +7,7 @@
 #ifndef BITM_CUDA_ATTENTION_CUH
 #define BITM_CUDA_ATTENTION_CUH
 
-#include "operands.cuh"
+#include "quantize.cuh"
 
 namespace bitm {
 
@@ -27,7 +27,37 @@ struct Attention {
     uint32_t n_queries;    /* of a block, a multiple of SCORE_TILE, as the following */
     uint32_t n_keys;       /* staged at once */
     uint32_t score_stride; /* floats from row to row of scores */
+    /* What follows takes the context in planes of bits, of a static quantizer: written in the place of
+     * the floats.  head_size is VALUE_COLUMNS then. */
+    uint32_t encodes;
+    Encoding encoding;
 };
+
+/* Writes a tile of the context as bits: 8 neighbouring threads have the 32 columns of a word. */
+static __device__ inline void store_bits(const Encoding &e, size_t token, uint32_t n_rows,
+                                         uint32_t column,
+                                         const float context[SCORE_TILE][SCORE_TILE],
+                                         const float factors[SCORE_TILE])
+{
+    uint32_t n_planes = e.form == FORM_SIGN ? 2 : e.n_planes;
+    for (uint32_t r = 0; r < SCORE_TILE; r++) {
+        uint32_t planes[2] = {0, 0};
+        for (uint32_t c = 0; c < SCORE_TILE; c++) {
+            int32_t code = static_code(e, context[r][c] * factors[r], column + c);
+            uint32_t bits = code_bits(e, code), place = column % 32 + c;
+            planes[0] |= (bits & 1) << place;
+            planes[1] |= (bits >> 1) << place;
+        }
+        for (uint32_t p = 0; p < 2; p++) {
+            for (int step = 1; step < 8; step *= 2)
+                planes[p] |= __shfl_xor_sync(ALL_THREADS, planes[p], step);
+            if (p >= n_planes || r >= n_rows || threadIdx.x % 8 != p) continue;
+            uint32_t *row = (uint32_t *)(e.planes + p * e.plane_stride +
+                                         piece_place(token + r, column / PIECE_BITS, e.n_pieces));
+            row[column % PIECE_BITS / 32] = planes[p];
+        }
+    }
+}
 
 /* Floats of a staged row of queries or keys: padded so that rows begin in different banks. */
 static __host__ __device__ inline uint32_t staged_row(uint32_t head_size)
@@ -239,6 +269,16 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS) attention_kernel(Att
             }
             __syncthreads();
             if (i < a.n_queries) add_values(a, keys, scores + first, n, i, d, context);
+        }
+        if (a.encodes) {
+            uint32_t row = first_query + i, n_rows = row < n_tokens ? n_tokens - row : 0;
+            if (i >= a.n_queries) n_rows = 0;
+            float inverse[SCORE_TILE];
+            for (uint32_t r = 0; r < SCORE_TILE; r++)
+                inverse[r] = n_rows > 0 ? factors[i + r] : 0.0F;
+            store_bits(a.encoding, begin + row, n_rows, blockIdx.y * a.head_size + d, context,
+                       inverse);
+            continue;
         }
         for (uint32_t r = 0; r < SCORE_TILE; r++)
             for (uint32_t c = 0; c < SCORE_TILE; c++)

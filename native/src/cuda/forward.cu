@@ -106,6 +106,7 @@ struct Inputs {
     const Branch *made_for; /* NULL: none */
     bitm_input_form form;
     const float *floats;
+    const Encoded *place; /* where they are, or will be made */
     TokenFacts facts;
     uint32_t n_pieces;
     size_t plane_stride;
@@ -131,12 +132,13 @@ static uint32_t token_blocks(uint32_t n_tokens)
     return ceil_div(n_tokens, TOKENS_A_BLOCK);
 }
 
-static void weighted_sum(const Work &w, const Branch *branch, const float *x, uint32_t n)
+static void weighted_sum(const Work &w, const Branch *branch, const float *x, uint32_t n,
+                         float *sum)
 {
     const float *weights =
         branch->column_offset != NULL ? branch->column_offset : w.session->model->ones;
     BITM_LAUNCH(weighted_sum_kernel, token_blocks(w.n_tokens), TOKEN_THREADS, 0, w.session->stream,
-                x, weights, w.n_tokens, n, w.session->buffers.sum);
+                x, weights, w.n_tokens, n, sum);
 }
 
 static void find_extremes(const Work &w, Encoding *e)
@@ -154,6 +156,44 @@ static void find_extremes(const Work &w, Encoding *e)
     e->extremes = extremes;
 }
 
+/* The inputs of a branch in a place, and how to encode x for them. */
+static void plan_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n,
+                        const Encoded *place, Inputs *inputs, Encoding *e)
+{
+    bitm_input_form form =
+        bitm_inputs_form((bitm_activations)w.session->limits.activations, branch->host);
+    bool bytes = form == BITM_INPUT_I8 || form == BITM_INPUT_I16;
+    bool quantized = branch->host->quantizer != NULL;
+    *inputs = Inputs();
+    inputs->made_for = branch;
+    inputs->form = form;
+    inputs->place = place;
+    inputs->facts.step = place->step;
+    inputs->facts.sum = place->sum;
+    inputs->facts.base = place->base;
+    inputs->facts.code_sum = place->code_sum;
+    inputs->n_pieces = bytes ? pieces_of_bytes(n) : pieces_of_bits(n);
+    inputs->plane_stride = (size_t)w.n_tokens * inputs->n_pieces;
+    *e = Encoding();
+    e->x = x;
+    e->shift = branch->shift;
+    e->n_tokens = w.n_tokens;
+    e->n = n;
+    e->quantizer = branch->quantizer;
+    e->form = (uint32_t)form;
+    const int32_t *weights;
+    if (quantized) e->n_planes = bitm_quantizer_planes(branch->host->quantizer, &weights);
+    e->n_pieces = inputs->n_pieces;
+    e->plane_stride = inputs->plane_stride;
+    e->planes = place->planes;
+    e->floats = w.session->buffers.floats;
+    e->step = place->step;
+    e->base = place->base;
+    e->sum = place->sum;
+    e->code_sum = place->code_sum;
+    e->n_nonzero = place->n_nonzero;
+}
+
 /* See bitm_inputs_make of inputs.c. */
 static void make_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n,
                         Inputs *inputs)
@@ -164,14 +204,8 @@ static void make_inputs(const Work &w, const Branch *branch, const float *x, uin
         bitm_inputs_form((bitm_activations)w.session->limits.activations, branch->host);
     if (inputs->made_for != NULL && inputs->form == form && is_same(inputs->made_for, branch))
         return;
+    const Encoded *place = inputs->place != NULL ? inputs->place : &b.encoded[0];
     bool quantized = branch->host->quantizer != NULL;
-    *inputs = Inputs();
-    inputs->made_for = branch;
-    inputs->form = form;
-    inputs->facts.step = b.step;
-    inputs->facts.sum = b.sum;
-    inputs->facts.base = b.base;
-    inputs->facts.code_sum = b.code_sum;
     if (branch->rms_gain != NULL) {
         RmsNorm norm = {x, branch->rms_gain, w.session->model->network.config->rms_norm_eps,
                         w.n_tokens, n, b.floats};
@@ -180,41 +214,55 @@ static void make_inputs(const Work &w, const Branch *branch, const float *x, uin
     }
     bool by_columns = branch->column_scale != NULL || branch->column_offset != NULL;
     bool sums_floats = branch->row_offset != NULL && (form == BITM_INPUT_FLOAT || by_columns);
-    if (sums_floats && !quantized) weighted_sum(w, branch, x, n);
+    if (sums_floats && !quantized) weighted_sum(w, branch, x, n, place->sum);
     if (branch->column_scale != NULL) {
         BITM_LAUNCH(scale_columns_kernel, (uint32_t)(((size_t)w.n_tokens * n + 255) / 256), 256, 0,
                     stream, x, branch->column_scale, w.n_tokens, n, b.floats);
         x = b.floats;
     }
+    Encoding e;
+    plan_inputs(w, branch, x, n, place, inputs, &e);
+    if (!quantized && by_columns) e.sum = NULL;
     if (quantized || form != BITM_INPUT_FLOAT) {
-        Encoding e = {};
-        e.x = x;
-        e.shift = branch->shift;
-        e.n_tokens = w.n_tokens;
-        e.n = n;
-        e.quantizer = branch->quantizer;
-        e.form = (uint32_t)form;
-        const int32_t *weights;
-        if (quantized) e.n_planes = bitm_quantizer_planes(branch->host->quantizer, &weights);
-        bool bytes = form == BITM_INPUT_I8 || form == BITM_INPUT_I16;
-        e.n_pieces = inputs->n_pieces = bytes ? pieces_of_bytes(n) : pieces_of_bits(n);
-        e.plane_stride = inputs->plane_stride = (size_t)w.n_tokens * e.n_pieces;
-        e.planes = b.planes;
-        e.floats = b.floats;
-        e.step = b.step;
-        e.base = b.base;
-        e.sum = !quantized && by_columns ? NULL : b.sum;
-        e.code_sum = b.code_sum;
-        e.n_nonzero = b.n_nonzero;
         find_extremes(w, &e);
         BITM_LAUNCH(encode_kernel, ceil_div(w.n_tokens, WARPS_A_BLOCK), QUANTIZE_THREADS, 0, stream,
                     e);
     }
     if (form != BITM_INPUT_FLOAT) return;
     if (quantized) x = b.floats;
-    if (sums_floats && quantized) weighted_sum(w, branch, x, n);
+    if (sums_floats && quantized) weighted_sum(w, branch, x, n, place->sum);
     inputs->floats = x;
     inputs->facts.step = b.ones;
+}
+
+/* Whether the kernel that computes x [n_tokens, n] can encode it for this linear: what is encoded is x
+ * itself, and statistics are at most of one token. */
+static bool can_follow(const Work &w, const Linear &linear)
+{
+    const Branch &branch = linear.branches[0];
+    bitm_input_form form =
+        bitm_inputs_form((bitm_activations)w.session->limits.activations, branch.host);
+    return form != BITM_INPUT_FLOAT && branch.rms_gain == NULL && branch.column_scale == NULL &&
+           branch.column_offset == NULL && branch.quantizer.scope != SCOPE_SEQUENCE;
+}
+
+/* The same of a kernel that sees parts of a row, and writes at most two planes of bits. */
+static bool can_follow_in_parts(const Work &w, const Linear &linear)
+{
+    const Branch &branch = linear.branches[0];
+    bitm_input_form form =
+        bitm_inputs_form((bitm_activations)w.session->limits.activations, branch.host);
+    const int32_t *weights;
+    return can_follow(w, linear) && branch.quantizer.scope == SCOPE_STATIC &&
+           (form == BITM_INPUT_SIGN ||
+            (form == BITM_INPUT_PLANES &&
+             bitm_quantizer_planes(branch.host->quantizer, &weights) <= 2));
+}
+
+static void sum_planes(const Work &w, const Encoding &e)
+{
+    BITM_LAUNCH(plane_sums_kernel, ceil_div(w.n_tokens, WARPS_A_BLOCK), QUANTIZE_THREADS, 0,
+                w.session->stream, e);
 }
 
 /* Planes of an input form: which, and what a bit or a byte of it counts. */
@@ -266,12 +314,27 @@ static void set_terms(const Branch *branch, bitm_input_form form, Product *p)
     p->subtract_code_sum = branch->n_planes == 1;
 }
 
+/* A product of bits by wgmma. */
+template <int KIND>
+static void launch_bits_product(const Product &p, const Encoding &e, cudaStream_t stream)
+{
+    dim3 grid(ceil_div(p.n_outputs, WGMMA_OUTPUTS), ceil_div(p.n_tokens, WGMMA_TOKENS));
+    uint32_t pieces = wgmma_pieces(p.n_input_pieces), shared = wgmma_shared_bytes(pieces);
+    if (pieces == 6)
+        BITM_LAUNCH((gemm_wgmma_kernel<6, KIND>), grid, WGMMA_THREADS, shared, stream, p, e);
+    else if (pieces == 4)
+        BITM_LAUNCH((gemm_wgmma_kernel<4, KIND>), grid, WGMMA_THREADS, shared, stream, p, e);
+    else
+        BITM_LAUNCH((gemm_wgmma_kernel<2, KIND>), grid, WGMMA_THREADS, shared, stream, p, e);
+}
+
 /* The kernel of a product, by what the device has. */
-template <int KIND> static void launch_product(const Product &p, bool bytes, bool wgmma, cudaStream_t stream)
+template <int KIND>
+static void launch_product(const Product &p, const Encoding &e, bool bytes, bool wgmma,
+                           cudaStream_t stream)
 {
     dim3 grid(ceil_div(p.n_outputs, GEMM_OUTPUTS), ceil_div(p.n_tokens, GEMM_TOKENS));
     dim3 wide(ceil_div(p.n_outputs, WGMMA_OUTPUTS), ceil_div(p.n_tokens, WGMMA_TOKENS));
-    uint32_t pieces = wgmma_pieces(p.n_input_pieces), shared = wgmma_shared_bytes(pieces);
     if (!wgmma && bytes)
         BITM_LAUNCH((gemm_kernel<true, KIND>), grid, GEMM_THREADS, 0, stream, p);
     else if (!wgmma)
@@ -279,23 +342,26 @@ template <int KIND> static void launch_product(const Product &p, bool bytes, boo
     else if (bytes)
         BITM_LAUNCH(gemm_wgmma_bytes_kernel<KIND>, wide, WGMMA_THREADS, BYTES_SHARED_BYTES, stream,
                     p);
-    else if (pieces == 6)
-        BITM_LAUNCH((gemm_wgmma_kernel<6, KIND>), wide, WGMMA_THREADS, shared, stream, p);
-    else if (pieces == 4)
-        BITM_LAUNCH((gemm_wgmma_kernel<4, KIND>), wide, WGMMA_THREADS, shared, stream, p);
     else
-        BITM_LAUNCH((gemm_wgmma_kernel<2, KIND>), wide, WGMMA_THREADS, shared, stream, p);
+        launch_bits_product<KIND>(p, e, stream);
 }
 
-template <int KIND> static bitm_status allow_products(const bitm_device_model *model, bitm_error *err)
+template <int KIND>
+static bitm_status allow_bits_products(const bitm_device_model *model, bitm_error *err)
 {
     BITM_TRY_STATUS(allow_shared(gemm_wgmma_kernel<6, KIND>, model, err));
-    BITM_TRY_STATUS(allow_shared(gemm_wgmma_kernel<4, KIND>, model, err));
+    return allow_shared(gemm_wgmma_kernel<4, KIND>, model, err);
+}
+
+template <int KIND>
+static bitm_status allow_products(const bitm_device_model *model, bitm_error *err)
+{
+    BITM_TRY_STATUS(allow_bits_products<KIND>(model, err));
     return allow_shared(gemm_wgmma_bytes_kernel<KIND>, model, err);
 }
 
 static void run_product(const Work &w, const Branch *branch, const Inputs &inputs, uint32_t columns,
-                        const Epilogue &epilogue)
+                        const Epilogue &epilogue, const Encoding *encoding)
 {
     cudaStream_t stream = w.session->stream;
     uint32_t rows = branch->weight.rows;
@@ -308,7 +374,7 @@ static void run_product(const Work &w, const Branch *branch, const Inputs &input
     Product p = {};
     p.weights = branch->planes;
     p.weight_stride = (size_t)ceil_div(rows, ROW_BLOCK) * ROW_BLOCK * branch->n_pieces;
-    p.inputs = w.session->buffers.planes;
+    p.inputs = inputs.place->planes;
     p.input_stride = inputs.plane_stride;
     p.n_tokens = w.n_tokens;
     p.n_outputs = rows;
@@ -317,19 +383,40 @@ static void run_product(const Work &w, const Branch *branch, const Inputs &input
     p.epilogue = epilogue;
     set_terms(branch, inputs.form, &p);
     if (inputs.form == BITM_INPUT_SIGN && branch->n_planes == 1) {
-        p.n_nonzero = w.session->buffers.n_nonzero;
+        p.n_nonzero = inputs.place->n_nonzero;
         p.row_ones = branch->row_ones;
         p.n_columns = columns;
     }
     bool bytes = inputs.form == BITM_INPUT_I8 || inputs.form == BITM_INPUT_I16;
     bool wgmma = w.session->model->has_wgmma != 0;
     bool plain = epilogue.row_offset == NULL && epilogue.row_base == NULL && !epilogue.accumulate;
-    if (plain && epilogue.activation == 0)
-        launch_product<EPILOGUE_PLAIN>(p, bytes, wgmma, stream);
+    Encoding none = {};
+    if (encoding != NULL && epilogue.activation == 0)
+        launch_bits_product<EPILOGUE_BITS>(p, *encoding, stream);
+    else if (encoding != NULL)
+        launch_bits_product<EPILOGUE_GELU_BITS>(p, *encoding, stream);
+    else if (plain && epilogue.activation == 0)
+        launch_product<EPILOGUE_PLAIN>(p, none, bytes, wgmma, stream);
     else if (plain && epilogue.activation == BITM_ACTIVATION_GELU)
-        launch_product<EPILOGUE_GELU>(p, bytes, wgmma, stream);
+        launch_product<EPILOGUE_GELU>(p, none, bytes, wgmma, stream);
     else
-        launch_product<EPILOGUE_ANY>(p, bytes, wgmma, stream);
+        launch_product<EPILOGUE_ANY>(p, none, bytes, wgmma, stream);
+}
+
+static Epilogue epilogue_of(const Branch *branch, const Inputs &inputs, uint32_t activation,
+                            float *outputs)
+{
+    Epilogue e = {};
+    e.row_scale = branch->row_scale;
+    e.row_offset = branch->row_offset;
+    /* A base only where codes are multiplied: floats have it in them. */
+    e.row_base = inputs.form != BITM_INPUT_FLOAT ? branch->row_base : NULL;
+    e.bias = branch->bias;
+    e.tokens = inputs.facts;
+    e.outputs = outputs;
+    e.stride = branch->weight.rows;
+    e.activation = activation;
+    return e;
 }
 
 /* outputs = activation(linear(x)); *inputs may be those of a linear of the same x. */
@@ -339,19 +426,41 @@ static void run_linear(const Work &w, const Linear &linear, const float *x, uint
     for (uint32_t i = 0; i < linear.n_branches; i++) {
         const Branch *branch = &linear.branches[i];
         make_inputs(w, branch, x, linear.columns, inputs);
-        Epilogue e = {};
-        e.row_scale = branch->row_scale;
-        e.row_offset = branch->row_offset;
-        /* A base only where codes are multiplied: floats have it in them. */
-        e.row_base = inputs->form != BITM_INPUT_FLOAT ? branch->row_base : NULL;
-        e.bias = branch->bias;
-        e.tokens = inputs->facts;
-        e.outputs = outputs;
-        e.stride = linear.rows;
+        bool last = i + 1 == linear.n_branches;
+        Epilogue e = epilogue_of(branch, *inputs, last ? activation : 0, outputs);
         e.accumulate = i > 0;
-        e.activation = i + 1 == linear.n_branches ? activation : 0;
-        run_product(w, branch, *inputs, linear.columns, e);
+        run_product(w, branch, *inputs, linear.columns, e, NULL);
     }
+}
+
+/* Whether a product can write its outputs as the inputs of the next linear, in bits alone. */
+static bool can_write_bits(const Work &w, const Linear &linear, uint32_t activation,
+                           const Linear &next)
+{
+    const Branch *branch = &linear.branches[0];
+    bitm_input_form form =
+        bitm_inputs_form((bitm_activations)w.session->limits.activations, branch->host);
+    return w.session->model->has_wgmma != 0 && linear.n_branches == 1 && next.n_branches == 1 &&
+           (form == BITM_INPUT_SIGN || form == BITM_INPUT_PLANES) &&
+           (activation == 0 || activation == BITM_ACTIVATION_GELU) &&
+           branch->row_offset == NULL && branch->row_base == NULL &&
+           linear.rows % WGMMA_OUTPUTS == 0 && pieces_of_bits(linear.rows) * PIECE_BITS ==
+           linear.rows && can_follow_in_parts(w, next);
+}
+
+/* next's inputs = activation(linear(x)), where can_write_bits. */
+static void run_linear_to_bits(const Work &w, const Linear &linear, const float *x,
+                               uint32_t activation, const Linear &next, Inputs *inputs,
+                               Inputs *next_inputs)
+{
+    const Branch *branch = &linear.branches[0];
+    Encoding encoding;
+    make_inputs(w, branch, x, linear.columns, inputs);
+    plan_inputs(w, &next.branches[0], NULL, linear.rows,
+                &w.session->buffers.encoded[AFTER_PRODUCT], next_inputs, &encoding);
+    Epilogue e = epilogue_of(branch, *inputs, activation, NULL);
+    run_product(w, branch, *inputs, linear.columns, e, &encoding);
+    sum_planes(w, encoding);
 }
 
 static void linear(const Work &w, const Linear &linear, const float *x, uint32_t activation,
@@ -361,25 +470,53 @@ static void linear(const Work &w, const Linear &linear, const float *x, uint32_t
     run_linear(w, linear, x, activation, outputs, &inputs);
 }
 
+template <int N16>
+static void launch_norm(const Work &w, const Norm &a, const Followers &followers)
+{
+    BITM_LAUNCH(add_norm_registers_kernel<N16>, token_blocks(w.n_tokens), TOKEN_THREADS, 0,
+                w.session->stream, a, followers);
+}
+
+/* y = norm(x + residual), and the inputs of the linears that follow, each in its own place; where the
+ * kernel cannot make them, they are left to be made. */
 static void add_norm(const Work &w, const float *x, const float *residual, const NormWeights &norm,
-                     float eps, uint32_t n, float *y)
+                     float eps, uint32_t n, float *y, const Linear *const next[] = NULL,
+                     uint32_t n_next = 0, Inputs *inputs = NULL)
 {
     Norm a = {x, residual, norm.gain, norm.bias, eps, w.n_tokens, n, y};
-    cudaStream_t stream = w.session->stream;
-    uint32_t blocks = token_blocks(w.n_tokens);
-    if (n == 768)
-        BITM_LAUNCH(add_norm_registers_kernel<48>, blocks, TOKEN_THREADS, 0, stream, a);
-    else if (n == 512)
-        BITM_LAUNCH(add_norm_registers_kernel<32>, blocks, TOKEN_THREADS, 0, stream, a);
+    Followers followers = {};
+    bool in_registers = n == 512 || n == 768 || n == 1024;
+    for (uint32_t i = 0; i < n_next; i++) {
+        inputs[i] = Inputs();
+        inputs[i].place = &w.session->buffers.encoded[i];
+        if (!in_registers || !can_follow(w, *next[i])) continue;
+        const Branch *branch = &next[i]->branches[0];
+        bool known = false;
+        for (uint32_t k = 0; k < i && !known; k++) {
+            known = inputs[k].made_for != NULL && is_same(inputs[k].made_for, branch) &&
+                    inputs[k].form == bitm_inputs_form((bitm_activations)w.session->limits.activations,
+                                                       branch->host);
+            if (known) inputs[i] = inputs[k];
+        }
+        if (known) continue;
+        plan_inputs(w, branch, NULL, n, &w.session->buffers.encoded[i], &inputs[i],
+                    &followers.encodings[followers.n++]);
+    }
+    if (n == 512)
+        launch_norm<32>(w, a, followers);
+    else if (n == 768)
+        launch_norm<48>(w, a, followers);
     else if (n == 1024)
-        BITM_LAUNCH(add_norm_registers_kernel<64>, blocks, TOKEN_THREADS, 0, stream, a);
+        launch_norm<64>(w, a, followers);
     else
-        BITM_LAUNCH(add_norm_kernel, blocks, TOKEN_THREADS, 0, stream, a);
+        BITM_LAUNCH(add_norm_kernel, token_blocks(w.n_tokens), TOKEN_THREADS, 0, w.session->stream,
+                    a);
 }
 
 /* ---- Attention ---- */
 
-static void plain_attention(const Work &w)
+/* encoding: what the context becomes in the place of floats; NULL: floats. */
+static void plain_attention(const Work &w, const Encoding *encoding)
 {
     const bitm_device_model *model = w.session->model;
     const bitm_file_config *config = model->network.config;
@@ -401,6 +538,8 @@ static void plain_attention(const Work &w)
     a.n_queries = shape.n_queries;
     a.n_keys = shape.n_keys;
     a.score_stride = score_stride(batch.max_length, shape.n_keys);
+    a.encodes = encoding != NULL;
+    if (encoding != NULL) a.encoding = *encoding;
     dim3 grid(ceil_div(batch.max_length, shape.n_queries), config->n_heads, batch.n_sequences);
     if (ceil_div(config->head_size, LANES) == 4)
         BITM_LAUNCH(attention_kernel<4>, grid, ATTENTION_THREADS, shape.shared_bytes,
@@ -495,6 +634,8 @@ bitm_status prepare_forward(bitm_device_session *session, bitm_error *err)
     BITM_TRY_STATUS(allow_products<EPILOGUE_PLAIN>(model, err));
     BITM_TRY_STATUS(allow_products<EPILOGUE_GELU>(model, err));
     BITM_TRY_STATUS(allow_products<EPILOGUE_ANY>(model, err));
+    BITM_TRY_STATUS(allow_bits_products<EPILOGUE_BITS>(model, err));
+    BITM_TRY_STATUS(allow_bits_products<EPILOGUE_GELU_BITS>(model, err));
     BITM_TRY_STATUS(allow_shared(attention_kernel<4>, model, err));
     BITM_TRY_STATUS(allow_shared(attention_kernel<0>, model, err));
     BITM_TRY_STATUS(allow_shared(general_attention_kernel, model, err));
@@ -510,24 +651,56 @@ bitm_status prepare_forward(bitm_device_session *session, bitm_error *err)
 
 /* ---- The encoder ---- */
 
-static void run_layer(const Work &w, const Layer &layer)
+/* The context, or in its place the inputs of attention_output. */
+static void run_attention(const Work &w, const Layer &layer, const float *x, Inputs *context)
+{
+    const bitm_device_model *model = w.session->model;
+    const Linear &next = layer.attention_output;
+    *context = Inputs();
+    if (!is_plain(model, layer)) {
+        general_attention(w, layer, x);
+        return;
+    }
+    uint32_t n = next.columns;
+    bool encodes = model->network.config->head_size == VALUE_COLUMNS && next.n_branches == 1 &&
+                   pieces_of_bits(n) * PIECE_BITS == n && can_follow_in_parts(w, next);
+    Encoding encoding;
+    if (encodes)
+        plan_inputs(w, &next.branches[0], NULL, n, &w.session->buffers.encoded[0], context,
+                    &encoding);
+    plain_attention(w, encodes ? &encoding : NULL);
+    if (encodes) sum_planes(w, encoding);
+}
+
+/* inputs: those of query, key and value, and then those of the layer after. */
+static void run_layer(const Work &w, const Layer &layer, const Layer *after, Inputs inputs[3])
 {
     const bitm_file_config *config = w.session->model->network.config;
     const Buffers &b = w.session->buffers;
-    float *x = b.hidden;
-    Inputs inputs = {};
-    run_linear(w, layer.query, x, 0, b.query, &inputs);
-    run_linear(w, layer.key, x, 0, b.key, &inputs);
-    run_linear(w, layer.value, x, 0, b.value, &inputs);
-    if (is_plain(w.session->model, layer))
-        plain_attention(w);
+    float *x = b.hidden, eps = config->layer_norm_eps;
+    uint32_t hidden = config->hidden_size;
+    run_linear(w, layer.query, x, 0, b.query, &inputs[0]);
+    if (inputs[1].made_for == NULL) inputs[1] = inputs[0]; /* perhaps the same */
+    run_linear(w, layer.key, x, 0, b.key, &inputs[1]);
+    if (inputs[2].made_for == NULL) inputs[2] = inputs[1];
+    run_linear(w, layer.value, x, 0, b.value, &inputs[2]);
+    Inputs context;
+    run_attention(w, layer, x, &context);
+    run_linear(w, layer.attention_output, b.context, 0, b.output, &context);
+
+    const Linear *const inner[] = {&layer.intermediate};
+    Inputs of_inner, of_output = {};
+    add_norm(w, b.output, x, layer.attention_norm, eps, hidden, x, inner, 1, &of_inner);
+    if (can_write_bits(w, layer.intermediate, config->hidden_activation, layer.output))
+        run_linear_to_bits(w, layer.intermediate, x, config->hidden_activation, layer.output,
+                           &of_inner, &of_output);
     else
-        general_attention(w, layer, x);
-    linear(w, layer.attention_output, b.context, 0, b.output);
-    add_norm(w, b.output, x, layer.attention_norm, config->layer_norm_eps, config->hidden_size, x);
-    linear(w, layer.intermediate, x, config->hidden_activation, b.intermediate);
-    linear(w, layer.output, b.intermediate, 0, b.output);
-    add_norm(w, b.output, x, layer.output_norm, config->layer_norm_eps, config->hidden_size, x);
+        run_linear(w, layer.intermediate, x, config->hidden_activation, b.intermediate, &of_inner);
+    run_linear(w, layer.output, b.intermediate, 0, b.output, &of_output);
+    const Linear *const next[] = {after != NULL ? &after->query : NULL,
+                                  after != NULL ? &after->key : NULL,
+                                  after != NULL ? &after->value : NULL};
+    add_norm(w, b.output, x, layer.output_norm, eps, hidden, x, next, after != NULL ? 3 : 0, inputs);
 }
 
 bitm_status forward(bitm_device_session *session, uint32_t n_layers, bitm_error *err)
@@ -550,8 +723,13 @@ bitm_status forward(bitm_device_session *session, uint32_t n_layers, bitm_error 
     e.y = session->buffers.hidden;
     BITM_LAUNCH(embed_kernel, token_blocks(batch.n_tokens), TOKEN_THREADS, 0, session->stream, e);
     Work w = {session, batch.n_tokens, &batch};
+    Inputs inputs[3];
+    for (int i = 0; i < 3; i++) {
+        inputs[i] = Inputs();
+        inputs[i].place = &session->buffers.encoded[i];
+    }
     for (uint32_t n = 0; n < n_layers; n++)
-        run_layer(w, model->layers[n]);
+        run_layer(w, model->layers[n], n + 1 < n_layers ? &model->layers[n + 1] : NULL, inputs);
     BITM_CUDA_TRY(cudaGetLastError(), "starting the encoder on the device", err);
     return BITM_OK;
 }

@@ -7,7 +7,7 @@
 #ifndef BITM_CUDA_GEMM_WGMMA_CUH
 #define BITM_CUDA_GEMM_WGMMA_CUH
 
-#include "operands.cuh"
+#include "quantize.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define BITM_HAS_WGMMA 1
@@ -166,9 +166,41 @@ static __global__ void has_wgmma_kernel(uint32_t *has)
     *has = BITM_HAS_WGMMA;
 }
 
+/* Adds the bits of two outputs of tile j to the words of their planes; after every fourth tile four
+ * neighbouring threads have the 32 bits of a word between them, and store it. */
+template <int KIND>
+static __device__ inline void add_bits(const Product &p, const Encoding &e, uint32_t token,
+                                       uint32_t output, int32_t first, int32_t second, float step,
+                                       int j, uint32_t planes[2])
+{
+    const Epilogue &epilogue = p.epilogue;
+    float2 scale = *(const float2 *)(epilogue.row_scale + output);
+    float2 bias = *(const float2 *)(epilogue.bias + output);
+    float x = finished<KIND>(epilogue, token, output, (float)first, scale.x, bias.x, step);
+    float y = finished<KIND>(epilogue, token, output, (float)second, scale.y, bias.y, step);
+    uint32_t a = code_bits(e, static_code(e, x, output));
+    uint32_t b = code_bits(e, static_code(e, y, output + 1));
+    uint32_t place = j % 4 * 8 + threadIdx.x % 4 * 2;
+    planes[0] |= ((a & 1) | (b & 1) << 1) << place;
+    planes[1] |= (a >> 1 | (b & 2)) << place;
+    if (j % 4 != 3) return;
+    uint32_t n_planes = e.form == FORM_SIGN ? 2 : e.n_planes;
+    for (uint32_t plane = 0; plane < 2; plane++) {
+        planes[plane] |= __shfl_xor_sync(ALL_THREADS, planes[plane], 1);
+        planes[plane] |= __shfl_xor_sync(ALL_THREADS, planes[plane], 2);
+        if (plane < n_planes && threadIdx.x % 4 == plane && token < p.n_tokens) {
+            uint32_t *row =
+                (uint32_t *)(e.planes + plane * e.plane_stride +
+                             piece_place(token, output / PIECE_BITS, e.n_pieces));
+            row[output % PIECE_BITS / 32] = planes[plane];
+        }
+        planes[plane] = 0;
+    }
+}
+
 /* Memory holds whole blocks of tokens and outputs; what lies in those past the last is ignored. */
 template <int PIECES, int KIND>
-static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_wgmma_kernel(Product p)
+static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_wgmma_kernel(Product p, Encoding encoding)
 {
 #if BITM_HAS_WGMMA
     BITM_DYNAMIC_SHARED(shared);
@@ -189,12 +221,14 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_wgmma_kernel(Pro
     }
     multiply_stages<PIECES>(p, n_terms, token, output, (uint4 *)shared, acc);
     uint32_t column = output + threadIdx.x % 4 * 2;
+    constexpr bool to_bits = KIND == EPILOGUE_BITS || KIND == EPILOGUE_GELU_BITS;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         uint32_t t = token + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4 + half * 8;
-        if (t >= p.n_tokens) continue;
+        if (!to_bits && t >= p.n_tokens) continue;
         float step = p.epilogue.tokens.step[t];
         int32_t code_sum = p.subtract_code_sum ? p.epilogue.tokens.code_sum[t] : 0;
+        uint32_t planes[2] = {0, 0};
 #pragma unroll
         for (int j = 0; j < 16; j++) {
             uint32_t o = column + j * 8;
@@ -204,11 +238,16 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_wgmma_kernel(Pro
                 first = (first + (int32_t)p.row_ones[o]) * multiplier;
                 second = (second + (int32_t)p.row_ones[o + 1]) * multiplier;
             }
-            store_pair<KIND>(p, t, o, first, second, step, code_sum);
+            if (to_bits)
+                add_bits<KIND>(p, encoding, t, o, first - code_sum, second - code_sum, step, j,
+                               planes);
+            else
+                store_pair<KIND>(p, t, o, first, second, step, code_sum);
         }
     }
 #else
     (void)p;
+    (void)encoding;
 #endif
 }
 

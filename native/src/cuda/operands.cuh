@@ -108,6 +108,8 @@ enum EpilogueKind {
     EPILOGUE_PLAIN, /* neither offsets nor base, not accumulated, no activation */
     EPILOGUE_GELU,  /* the same, then GELU */
     EPILOGUE_ANY,
+    EPILOGUE_BITS,      /* as plain, then encoded in bits by a static quantizer */
+    EPILOGUE_GELU_BITS, /* as GELU, likewise */
 };
 
 /* y = dot * (row_scale * token_step) + bias and so on, in the order of kernels.h.  `scale` and
@@ -117,8 +119,8 @@ static __device__ inline float finished(const Epilogue &e, size_t token, size_t 
                                         float scale, float bias, float step)
 {
     float value = fmaf(dot, scale * step, bias);
-    if (KIND == EPILOGUE_GELU) return bitm_gelu(value);
-    if (KIND == EPILOGUE_PLAIN) return value;
+    if (KIND == EPILOGUE_GELU || KIND == EPILOGUE_GELU_BITS) return bitm_gelu(value);
+    if (KIND == EPILOGUE_PLAIN || KIND == EPILOGUE_BITS) return value;
     if (e.row_offset != NULL) value = fmaf(e.row_offset[output], e.tokens.sum[token], value);
     if (e.row_base != NULL) value = fmaf(e.row_base[output], e.tokens.base[token], value);
     if (e.accumulate) value = e.outputs[token * e.stride + output] + value;

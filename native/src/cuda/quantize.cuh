@@ -278,6 +278,152 @@ static __global__ void __launch_bounds__(QUANTIZE_THREADS) encode_kernel(Encodin
                                                  : step * (float)sum + base * (float)e.n;
 }
 
+/* ---- Inputs made by the kernel that computes them ---- */
+
+static __device__ inline float half_warp_min(float x)
+{
+    for (int step = 8; step > 0; step /= 2) {
+        float other = __shfl_xor_sync(ALL_THREADS, x, step);
+        x = other < x ? other : x;
+    }
+    return x;
+}
+
+static __device__ inline float half_warp_max(float x)
+{
+    for (int step = 8; step > 0; step /= 2) {
+        float other = __shfl_xor_sync(ALL_THREADS, x, step);
+        x = other > x ? other : x;
+    }
+    return x;
+}
+
+static __device__ inline int32_t half_warp_sum(int32_t x)
+{
+    for (int step = 8; step > 0; step /= 2)
+        x += __shfl_xor_sync(ALL_THREADS, x, step);
+    return x;
+}
+
+/* Encodes a token whose 16 threads hold its values, thread l those of columns l, l + 16, ...: as
+ * encode_kernel does, for rows without padding (16 * N16 is a multiple of 256) and scopes but that of
+ * the sequence. */
+template <int N16>
+static __device__ inline void encode_values(const Encoding &e, size_t token, uint32_t l,
+                                            const float values[N16])
+{
+    float step, base = 0.0F, factor = 0.0F;
+    float max_code = e.form == FORM_I8 ? 127.0F : 32767.0F;
+    Quantization q = {};
+    if (e.quantizer.kind == KIND_NONE) {
+        float greatest = 0.0F;
+#pragma unroll
+        for (int i = 0; i < N16; i++)
+            greatest = greater_abs(greatest, values[i]);
+        factor = free_factor(half_warp_max(greatest), max_code, &step);
+    } else {
+        float least = 0.0F, greatest = 0.0F;
+        if (e.quantizer.scope == SCOPE_TOKEN) {
+#pragma unroll
+            for (int i = 0; i < N16; i++) {
+                float z = values[i] + (e.shift != NULL ? e.shift[l + i * LANES] : 0.0F);
+                z = clipped(e.quantizer, e.shift != NULL ? z : values[i]);
+                least = i == 0 || z < least ? z : least;
+                greatest = i == 0 || z > greatest ? z : greatest;
+            }
+            least = half_warp_min(least);
+            greatest = half_warp_max(greatest);
+        }
+        q = quantization_of(e.quantizer, least, greatest);
+        step = q.step;
+        base = q.base;
+    }
+    int32_t sum = 0, n_nonzero = 0;
+    if (e.form == FORM_I8 || e.form == FORM_I16) {
+        uint8_t *low = (uint8_t *)(e.planes + piece_place(token, 0, e.n_pieces)) + l;
+        uint8_t *high = low + e.plane_stride * PIECE_BYTES;
+#pragma unroll
+        for (int i = 0; i < N16; i++) {
+            int32_t code = code_at(e, q, factor, max_code, values[i], l + i * LANES);
+            sum += code;
+            low[i * TILE_ROWS * PIECE_BYTES] = (uint8_t)code;
+            if (e.form == FORM_I16) high[i * TILE_ROWS * PIECE_BYTES] = (uint8_t)(code >> 8);
+        }
+    } else {
+        uint16_t *row = (uint16_t *)(e.planes + piece_place(token, 0, e.n_pieces));
+        uint32_t n_planes = e.form == FORM_SIGN ? 2 : e.n_planes, half = threadIdx.x & 16;
+        uint32_t mine[MAX_PLANES] = {0, 0, 0, 0};
+#pragma unroll
+        for (int i = 0; i < N16; i++) {
+            int32_t code = code_at(e, q, 0.0F, 0.0F, values[i], l + i * LANES);
+            sum += code;
+            n_nonzero += code != 0;
+#pragma unroll
+            for (uint32_t p = 0; p < MAX_PLANES; p++) {
+                if (p >= n_planes) break;
+                bool bit = e.form == FORM_PLANES ? (code >> p & 1) != 0
+                                                 : (p == 0 ? code > 0 : code != 0);
+                uint32_t bits = __ballot_sync(ALL_THREADS, bit) >> half & 0xFFFFu;
+                if (l == i % LANES) mine[p] = bits;
+                if (i % LANES == LANES - 1) { /* thread l has unit i - 15 + l */
+                    uint32_t unit = i - (LANES - 1) + l;
+                    row[p * e.plane_stride * 8 + (size_t)(unit / 8) * TILE_ROWS * 8 + unit % 8] =
+                        (uint16_t)mine[p];
+                }
+            }
+        }
+        n_nonzero = half_warp_sum(n_nonzero);
+    }
+    sum = half_warp_sum(sum);
+    if (l != 0) return;
+    e.step[token] = step;
+    e.base[token] = base;
+    e.code_sum[token] = sum;
+    if (e.form == FORM_SIGN) e.n_nonzero[token] = (uint32_t)n_nonzero;
+    e.sum[token] = e.quantizer.kind == KIND_NONE ? step * (float)sum
+                                                 : step * (float)sum + base * (float)e.n;
+}
+
+/* Bits of a code in the first two planes of its form. */
+static __device__ inline uint32_t code_bits(const Encoding &e, int32_t code)
+{
+    if (e.form == FORM_PLANES) return (uint32_t)code & 3;
+    return (uint32_t)(code > 0) | (uint32_t)(code != 0) << 1;
+}
+
+/* The code of value x of column i by a static quantizer. */
+static __device__ inline int32_t static_code(const Encoding &e, float x, uint32_t i)
+{
+    Quantization q = {e.quantizer, e.quantizer.step, 1.0F, e.quantizer.step, 0.0F};
+    return code_of(q, clipped(e.quantizer, e.shift != NULL ? x + e.shift[i] : x));
+}
+
+/* What encode_kernel knows of a token besides its planes, from planes that other kernels have
+ * written by static quantizers.  One warp a token. */
+static __global__ void plane_sums_kernel(Encoding e)
+{
+    size_t token = blockIdx.x * WARPS_A_BLOCK + threadIdx.x / WARP;
+    uint32_t lane = threadIdx.x % WARP;
+    if (token >= e.n_tokens) return;
+    int32_t n[2] = {0, 0};
+    uint32_t n_planes = e.form == FORM_SIGN ? 2 : e.n_planes;
+    for (uint32_t p = 0; p < n_planes; p++)
+        for (uint32_t piece = lane; piece < e.n_pieces; piece += WARP) {
+            uint4 bits = e.planes[p * e.plane_stride + piece_place(token, piece, e.n_pieces)];
+            n[p] += __popc(bits.x) + __popc(bits.y) + __popc(bits.z) + __popc(bits.w);
+        }
+    int32_t first = warp_sum(n[0]), second = warp_sum(n[1]);
+    if (lane != 0) return;
+    int32_t sum = 2 * first - second; /* signs: positive, nonzero */
+    if (e.form == FORM_PLANES) sum = first + (e.quantizer.lo < 0.0F ? -2 : 2) * second;
+    if (e.form == FORM_PLANES && e.n_planes == 1 && e.quantizer.lo < 0.0F) sum = -first;
+    e.step[token] = e.quantizer.step;
+    e.base[token] = 0.0F;
+    e.code_sum[token] = sum;
+    e.sum[token] = e.quantizer.step * (float)sum + 0.0F * (float)e.n;
+    if (e.form == FORM_SIGN) e.n_nonzero[token] = (uint32_t)second;
+}
+
 /* Codes [n_tokens, n] of attention's operands, and x as the values that they stand for. */
 static __global__ void encode_operand_kernel(Encoding e, int16_t *codes, float *values)
 {

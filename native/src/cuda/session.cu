@@ -96,16 +96,18 @@ static void lay_out(Buffers *b, const bitm_device_model *model, const bitm_devic
     } else {
         b->logits = (float *)bitm_arena_take(arena, rows * larger(config->n_labels, 1), sizeof(float));
     }
-    b->n_planes_pieces = most * needs.pieces;
-    b->planes = (uint4 *)bitm_arena_take(arena, b->n_planes_pieces, sizeof(uint4));
+    for (int i = 0; i < N_ENCODED; i++) {
+        Encoded *e = &b->encoded[i];
+        e->planes = (uint4 *)bitm_arena_take(arena, most * needs.pieces, sizeof(uint4));
+        e->step = (float *)bitm_arena_take(arena, most, sizeof(float));
+        e->sum = (float *)bitm_arena_take(arena, most, sizeof(float));
+        e->base = (float *)bitm_arena_take(arena, most, sizeof(float));
+        e->code_sum = (int32_t *)bitm_arena_take(arena, most, sizeof(int32_t));
+        e->n_nonzero = (uint32_t *)bitm_arena_take(arena, most, sizeof(uint32_t));
+    }
     b->floats = (float *)bitm_arena_take(arena, most, needs.floats * sizeof(float));
-    b->step = (float *)bitm_arena_take(arena, most, sizeof(float));
-    b->sum = (float *)bitm_arena_take(arena, most, sizeof(float));
-    b->base = (float *)bitm_arena_take(arena, most, sizeof(float));
     b->ones = (float *)bitm_arena_take(arena, most, sizeof(float));
     b->extremes = (float *)bitm_arena_take(arena, most, 2 * sizeof(float));
-    b->code_sum = (int32_t *)bitm_arena_take(arena, most, sizeof(int32_t));
-    b->n_nonzero = (uint32_t *)bitm_arena_take(arena, most, sizeof(uint32_t));
     if (!needs.quantized_attention) return;
     for (int i = 0; i < N_OPERANDS; i++) {
         b->codes[i] =

@@ -11,6 +11,17 @@ enum { QUERY, KEY, VALUE, N_OPERANDS };
 enum { LOW_RANK_TERMS = 4 };
 enum { MAX_TOP_K = 1024, MAX_TARGETS = 1 << 20 };
 
+/* Inputs of a linear, made: see Encoding. */
+struct Encoded {
+    uint4 *planes;
+    float *step, *sum, *base; /* [T] */
+    int32_t *code_sum;        /* [T] */
+    uint32_t *n_nonzero;      /* [T] */
+};
+
+/* A norm makes the inputs of up to three linears, a product those of the next while it reads its own. */
+enum { N_ENCODED = 4, AFTER_PRODUCT = 3 };
+
 /* Arrays on the device.  T tokens, H hidden, A attention, I intermediate size. */
 struct Buffers {
     uint8_t *input;
@@ -21,13 +32,10 @@ struct Buffers {
     float *head_input, *head_output;      /* [rows, H] */
     float *logits;                        /* [rows, V or C] */
     Prediction *best;                     /* [rows, MAX_TOP_K] */
-    uint4 *planes;                        /* inputs of the linear at work */
-    size_t n_planes_pieces;
-    float *floats;                        /* the same, as floats */
-    float *step, *sum, *base, *ones;      /* [T] */
+    Encoded encoded[N_ENCODED];
+    float *floats;                        /* inputs of the linear at work, where these are floats */
+    float *ones;                          /* [T] */
     float *extremes;                      /* [T, 2] */
-    int32_t *code_sum;                    /* [T] */
-    uint32_t *n_nonzero;                  /* [T] */
     int16_t *codes[N_OPERANDS];           /* [T, A] */
     float *operand_step[N_OPERANDS], *operand_base[N_OPERANDS]; /* [T] */
     float *low_rank[LOW_RANK_TERMS];                            /* [T, R] */

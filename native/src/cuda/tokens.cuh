@@ -2,7 +2,7 @@
 #ifndef BITM_CUDA_TOKENS_CUH
 #define BITM_CUDA_TOKENS_CUH
 
-#include "operands.cuh"
+#include "quantize.cuh"
 
 namespace bitm {
 
@@ -85,9 +85,16 @@ static __global__ void add_norm_kernel(Norm a)
     normalize(y, lane, a.gain, a.bias, a.eps, a.n, l);
 }
 
-/* The same with a token's values in registers: N16 = n / 16. */
+/* Inputs of the linears that follow a norm. */
+struct Followers {
+    Encoding encodings[3];
+    uint32_t n;
+};
+
+/* The same with a token's values in registers, N16 = n / 16, and encoded for what follows. */
 template <int N16>
-static __global__ void __launch_bounds__(TOKEN_THREADS) add_norm_registers_kernel(Norm a)
+static __global__ void __launch_bounds__(TOKEN_THREADS)
+    add_norm_registers_kernel(Norm a, Followers followers)
 {
     uint32_t token = blockIdx.x * TOKENS_A_BLOCK + threadIdx.x / LANES, l = threadIdx.x % LANES;
     if (token >= a.n_tokens) return;
@@ -117,9 +124,13 @@ static __global__ void __launch_bounds__(TOKEN_THREADS) add_norm_registers_kerne
     float factor = 1.0F / sqrtf(variance + a.eps);
     float *y = a.y + (size_t)token * a.n;
 #pragma unroll
-    for (int i = 0; i < N16; i++)
-        y[l + i * LANES] =
-            fmaf(value[i] * factor, a.gain[l + i * LANES], a.bias[l + i * LANES]);
+    for (int i = 0; i < N16; i++) {
+        value[i] = fmaf(value[i] * factor, a.gain[l + i * LANES], a.bias[l + i * LANES]);
+        y[l + i * LANES] = value[i];
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < 3; k++)
+        if (k < followers.n) encode_values<N16>(followers.encodings[k], token, l, value);
 }
 
 struct RmsNorm {
