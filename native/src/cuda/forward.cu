@@ -1,6 +1,6 @@
 /* The forward pass of SPEC.md section 4 as launches on a session's stream; bert.c, head.c and inputs.c
  * are the same on the CPU. */
-#include "attention.cuh"
+#include "attention64.cuh"
 #include "attention_general.cuh"
 #include "gemm.cuh"
 #include "gemm_float.cuh"
@@ -522,10 +522,6 @@ static void plain_attention(const Work &w, const Encoding *encoding)
     const bitm_file_config *config = model->network.config;
     const Buffers &b = w.session->buffers;
     const Batch &batch = *w.batch;
-    uint32_t n_blocks =
-        ceil_div(batch.max_length, 64) * config->n_heads * batch.n_sequences;
-    AttentionShape shape = {};
-    (void)attention_shape(model, batch.max_length, n_blocks, &shape);
     Attention a = {};
     a.query = b.query;
     a.key = b.key;
@@ -535,11 +531,20 @@ static void plain_attention(const Work &w, const Encoding *encoding)
     a.head_size = config->head_size;
     a.score_scale = config->score_scale;
     a.first = batch.first;
+    a.encodes = encoding != NULL;
+    if (encoding != NULL) a.encoding = *encoding;
+    uint32_t n_blocks = ceil_div(batch.max_length, BLOCK_64) * config->n_heads * batch.n_sequences;
+    size_t shared = attention64_shared_bytes(batch.max_length);
+    if (config->head_size == HEAD_64 && shared <= model->shared_bytes) {
+        dim3 grid(ceil_div(batch.max_length, BLOCK_64), config->n_heads, batch.n_sequences);
+        BITM_LAUNCH(attention64_kernel, grid, THREADS_64, shared, w.session->stream, a);
+        return;
+    }
+    AttentionShape shape = {};
+    (void)attention_shape(model, batch.max_length, n_blocks, &shape);
     a.n_queries = shape.n_queries;
     a.n_keys = shape.n_keys;
     a.score_stride = score_stride(batch.max_length, shape.n_keys);
-    a.encodes = encoding != NULL;
-    if (encoding != NULL) a.encoding = *encoding;
     dim3 grid(ceil_div(batch.max_length, shape.n_queries), config->n_heads, batch.n_sequences);
     if (ceil_div(config->head_size, LANES) == 4)
         BITM_LAUNCH(attention_kernel<4>, grid, ATTENTION_THREADS, shape.shared_bytes,
@@ -636,6 +641,7 @@ bitm_status prepare_forward(bitm_device_session *session, bitm_error *err)
     BITM_TRY_STATUS(allow_products<EPILOGUE_ANY>(model, err));
     BITM_TRY_STATUS(allow_bits_products<EPILOGUE_BITS>(model, err));
     BITM_TRY_STATUS(allow_bits_products<EPILOGUE_GELU_BITS>(model, err));
+    BITM_TRY_STATUS(allow_shared(attention64_kernel, model, err));
     BITM_TRY_STATUS(allow_shared(attention_kernel<4>, model, err));
     BITM_TRY_STATUS(allow_shared(attention_kernel<0>, model, err));
     BITM_TRY_STATUS(allow_shared(general_attention_kernel, model, err));
