@@ -7,13 +7,8 @@
 #ifndef BITM_CUDA_GEMM_WGMMA_CUH
 #define BITM_CUDA_GEMM_WGMMA_CUH
 
+#include "hopper.cuh"
 #include "quantize.cuh"
-
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define BITM_HAS_WGMMA 1
-#else
-#define BITM_HAS_WGMMA 0
-#endif
 
 namespace bitm {
 
@@ -41,56 +36,6 @@ static __host__ __device__ constexpr uint32_t wgmma_pieces(uint32_t n_pieces)
 }
 
 #if BITM_HAS_WGMMA
-
-/* The shared memory matrix descriptor of tiles: their 8 rows are 128 bytes, the next 16 bytes of a row
- * are 128 bytes on (leading offset), the next 8 rows a stage's pieces of them (stride offset). */
-static __device__ inline uint64_t tile_descriptor(const void *tiles, uint32_t pieces)
-{
-    uint32_t address = (uint32_t)__cvta_generic_to_shared(tiles);
-    uint64_t leading = 128 / 16, stride = pieces * 128 / 16;
-    return (uint64_t)((address & 0x3FFFF) >> 4) | leading << 16 | stride << 32;
-}
-
-static __device__ inline void wgmma_fence()
-{
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-
-static __device__ inline void wgmma_commit()
-{
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-template <int N> static __device__ inline void wgmma_wait()
-{
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
-
-#define BITM_D8(i)                                                                                 \
-    "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]),    \
-        "+r"(d[i + 6]), "+r"(d[i + 7])
-
-/* d [64 tokens, 128 outputs] += a AND b over 256 columns. */
-static __device__ inline void wgmma_bits(int32_t d[64], uint64_t a, uint64_t b)
-{
-    asm volatile("{wgmma.mma_async.sync.aligned.m64n128k256.s32.b1.b1.and.popc "
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-                 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
-                 "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
-                 "%64, %65, 1;}"
-                 : BITM_D8(0), BITM_D8(8), BITM_D8(16), BITM_D8(24), BITM_D8(32), BITM_D8(40),
-                   BITM_D8(48), BITM_D8(56)
-                 : "l"(a), "l"(b));
-}
-
-static __device__ inline void copy_async(void *to, const void *from)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                     (uint32_t)__cvta_generic_to_shared(to)),
-                 "l"(from)
-                 : "memory");
-}
 
 /* PIECES pieces, from number `first` on, of 128 rows. */
 template <int PIECES>
@@ -128,13 +73,12 @@ static __device__ inline void multiply_stages(const Product &p, uint32_t n_terms
     uint32_t n_stages = p.n_input_pieces / PIECES, n_all = n_stages * n_terms, s = 0;
     for (; s < WGMMA_STAGES - 1; s++) {
         if (s < n_all) fetch_stage<PIECES>(p, s, token, output, shared);
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        copy_commit();
     }
     s = 0;
     for (uint32_t term = 0; term < n_terms; term++) {
         for (uint32_t k = 0; k < n_stages; k++, s++) {
-            asm volatile("cp.async.wait_group %0;" ::"n"(WGMMA_STAGES - 2) : "memory");
-            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            copy_wait<WGMMA_STAGES - 2>();
             __syncthreads();
             const uint4 *inputs =
                 shared + s % WGMMA_STAGES * (wgmma_stage_bytes(PIECES) / PIECE_BYTES);
@@ -148,7 +92,7 @@ static __device__ inline void multiply_stages(const Product &p, uint32_t n_terms
             wgmma_commit();
             if (s + WGMMA_STAGES - 1 < n_all)
                 fetch_stage<PIECES>(p, s + WGMMA_STAGES - 1, token, output, shared);
-            asm volatile("cp.async.commit_group;" ::: "memory");
+            copy_commit();
             wgmma_wait<0>();
         }
         uint32_t multiplier = (uint32_t)p.terms[term].multiplier;

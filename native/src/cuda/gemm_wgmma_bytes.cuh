@@ -20,27 +20,6 @@ enum {
 
 #if BITM_HAS_WGMMA
 
-#define BITM_WGMMA_BYTES(types)                                                                    \
-    asm volatile("{wgmma.mma_async.sync.aligned.m64n128k32.s32." types " "                         \
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                         \
-                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"                \
-                 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"                \
-                 "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "              \
-                 "{%64, %65, %66, %67}, %68, 1;}"                                                  \
-                 : BITM_D8(0), BITM_D8(8), BITM_D8(16), BITM_D8(24), BITM_D8(32), BITM_D8(40),     \
-                   BITM_D8(48), BITM_D8(56)                                                        \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-
-/* d [64 outputs, 128 tokens] += weights of 0 and 1 x codes over 32 columns. */
-template <bool SIGNED>
-static __device__ inline void wgmma_bytes(int32_t d[64], const uint32_t a[4], uint64_t b)
-{
-    if (SIGNED)
-        BITM_WGMMA_BYTES("u8.s8");
-    else
-        BITM_WGMMA_BYTES("u8.u8");
-}
-
 /* Starts to copy a stage; the pieces of inputs past a row's end are zeros. */
 static __device__ inline void fetch_bytes_stage(const Product &p, uint32_t number, uint32_t token,
                                                 uint32_t output, uint4 *shared)
@@ -93,13 +72,12 @@ static __device__ inline void multiply_bytes_term(const Product &p, uint32_t n_s
                                                   uint4 *shared, uint32_t *s, int32_t acc[64])
 {
     for (uint32_t k = 0; k < n_stages; k++, ++*s) {
-        asm volatile("cp.async.wait_group %0;" ::"n"(BYTES_STAGES - 2) : "memory");
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        copy_wait<BYTES_STAGES - 2>();
         __syncthreads();
         multiply_bytes_stage<SIGNED>(shared + *s % BYTES_STAGES * BYTES_STAGE_PIECES, acc);
         if (*s + BYTES_STAGES - 1 < n_all)
             fetch_bytes_stage(p, *s + BYTES_STAGES - 1, token, output, shared);
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        copy_commit();
         wgmma_wait<0>();
     }
 }
@@ -121,7 +99,7 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_wgmma_bytes_kern
         acc[i] = 0;
     for (uint32_t s = 0; s < BYTES_STAGES - 1; s++) {
         if (s < n_all) fetch_bytes_stage(p, s, token, output, shared);
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        copy_commit();
     }
     uint32_t s = 0;
     for (uint32_t t = 0; t < p.n_terms; t++) {

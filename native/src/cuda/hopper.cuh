@@ -1,0 +1,113 @@
+/* Hopper's own instructions, one function each: products of a warpgroup, copies that do not wait.
+ *
+ * A warpgroup's operands in shared memory are tiles as operands.cuh has them.  A build without a GPU
+ * that defines BITM_EMULATED_HOPPER brings functions of its own. */
+#ifndef BITM_CUDA_HOPPER_CUH
+#define BITM_CUDA_HOPPER_CUH
+
+#include "operands.cuh"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define BITM_HAS_WGMMA 1
+#else
+#define BITM_HAS_WGMMA 0
+#endif
+
+namespace bitm {
+
+#if BITM_HAS_WGMMA
+
+/* The shared memory matrix descriptor of tiles: their 8 rows are 128 bytes, the next 16 bytes of a row
+ * are 128 bytes on (leading offset), the next 8 rows a stage's pieces of them (stride offset). */
+static __device__ inline uint64_t tile_descriptor(const void *tiles, uint32_t pieces)
+{
+    uint32_t address = (uint32_t)__cvta_generic_to_shared(tiles);
+    uint64_t leading = 128 / 16, stride = pieces * 128 / 16;
+    return (uint64_t)((address & 0x3FFFF) >> 4) | leading << 16 | stride << 32;
+}
+
+#if !defined(BITM_EMULATED_HOPPER)
+
+static __device__ inline void wgmma_fence()
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+static __device__ inline void wgmma_commit()
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+template <int N> static __device__ inline void wgmma_wait()
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+#define BITM_D8(i)                                                                                 \
+    "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]),    \
+        "+r"(d[i + 6]), "+r"(d[i + 7])
+
+/* d [64 tokens, 128 outputs] += a AND b over 256 columns. */
+static __device__ inline void wgmma_bits(int32_t d[64], uint64_t a, uint64_t b)
+{
+    asm volatile("{wgmma.mma_async.sync.aligned.m64n128k256.s32.b1.b1.and.popc "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+                 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+                 "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+                 "%64, %65, 1;}"
+                 : BITM_D8(0), BITM_D8(8), BITM_D8(16), BITM_D8(24), BITM_D8(32), BITM_D8(40),
+                   BITM_D8(48), BITM_D8(56)
+                 : "l"(a), "l"(b));
+}
+
+static __device__ inline void copy_async(void *to, const void *from)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(to)),
+                 "l"(from)
+                 : "memory");
+}
+
+/* Ends a group of copies. */
+static __device__ inline void copy_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* Waits until at most N groups of this thread's copies are under way, and makes what has come visible
+ * to products; the block's barrier is to follow. */
+template <int N> static __device__ inline void copy_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+#define BITM_WGMMA_BYTES(types)                                                                    \
+    asm volatile("{wgmma.mma_async.sync.aligned.m64n128k32.s32." types " "                         \
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                         \
+                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"                \
+                 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"                \
+                 "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "              \
+                 "{%64, %65, %66, %67}, %68, 1;}"                                                  \
+                 : BITM_D8(0), BITM_D8(8), BITM_D8(16), BITM_D8(24), BITM_D8(32), BITM_D8(40),     \
+                   BITM_D8(48), BITM_D8(56)                                                        \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+
+/* d [64 outputs, 128 tokens] += weights of 0 and 1 x codes over 32 columns. */
+template <bool SIGNED>
+static __device__ inline void wgmma_bytes(int32_t d[64], const uint32_t a[4], uint64_t b)
+{
+    if (SIGNED)
+        BITM_WGMMA_BYTES("u8.s8");
+    else
+        BITM_WGMMA_BYTES("u8.u8");
+}
+
+#endif
+
+#endif
+
+} // namespace bitm
+
+#endif
