@@ -1,6 +1,8 @@
 /* The forward pass of SPEC.md section 4 as launches on a session's stream; bert.c, head.c and inputs.c
  * are the same on the CPU. */
-#include "attention64.cuh"
+#include <string.h>
+
+#include "attend_wgmma.cuh"
 #include "attention_general.cuh"
 #include "gemm.cuh"
 #include "gemm_float.cuh"
@@ -360,6 +362,29 @@ static bitm_status allow_products(const bitm_device_model *model, bitm_error *er
     return allow_shared(gemm_wgmma_bytes_kernel<KIND>, model, err);
 }
 
+/* The product of a branch, but for what follows it. */
+static Product product_of(const Work &w, const Branch *branch, const Inputs &inputs,
+                          uint32_t columns)
+{
+    uint32_t rows = branch->weight.rows;
+    Product p = {};
+    p.weights = branch->planes;
+    p.weight_stride = (size_t)ceil_div(rows, ROW_BLOCK) * ROW_BLOCK * branch->n_pieces;
+    p.inputs = inputs.place->planes;
+    p.input_stride = inputs.plane_stride;
+    p.n_tokens = w.n_tokens;
+    p.n_outputs = rows;
+    p.n_weight_pieces = branch->n_pieces;
+    p.n_input_pieces = inputs.n_pieces;
+    set_terms(branch, inputs.form, &p);
+    if (inputs.form == BITM_INPUT_SIGN && branch->n_planes == 1) {
+        p.n_nonzero = inputs.place->n_nonzero;
+        p.row_ones = branch->row_ones;
+        p.n_columns = columns;
+    }
+    return p;
+}
+
 static void run_product(const Work &w, const Branch *branch, const Inputs &inputs, uint32_t columns,
                         const Epilogue &epilogue, const Encoding *encoding)
 {
@@ -371,22 +396,8 @@ static void run_product(const Work &w, const Branch *branch, const Inputs &input
         BITM_LAUNCH(gemm_float_kernel, grid, FLOAT_THREADS, 0, stream, p);
         return;
     }
-    Product p = {};
-    p.weights = branch->planes;
-    p.weight_stride = (size_t)ceil_div(rows, ROW_BLOCK) * ROW_BLOCK * branch->n_pieces;
-    p.inputs = inputs.place->planes;
-    p.input_stride = inputs.plane_stride;
-    p.n_tokens = w.n_tokens;
-    p.n_outputs = rows;
-    p.n_weight_pieces = branch->n_pieces;
-    p.n_input_pieces = inputs.n_pieces;
+    Product p = product_of(w, branch, inputs, columns);
     p.epilogue = epilogue;
-    set_terms(branch, inputs.form, &p);
-    if (inputs.form == BITM_INPUT_SIGN && branch->n_planes == 1) {
-        p.n_nonzero = inputs.place->n_nonzero;
-        p.row_ones = branch->row_ones;
-        p.n_columns = columns;
-    }
     bool bytes = inputs.form == BITM_INPUT_I8 || inputs.form == BITM_INPUT_I16;
     bool wgmma = w.session->model->has_wgmma != 0;
     bool plain = epilogue.row_offset == NULL && epilogue.row_base == NULL && !epilogue.accumulate;
@@ -516,23 +527,30 @@ static void add_norm(const Work &w, const float *x, const float *residual, const
 /* ---- Attention ---- */
 
 /* encoding: what the context becomes in the place of floats; NULL: floats. */
-static void plain_attention(const Work &w, const Encoding *encoding)
+static Attention attention_of(const Work &w, const Encoding *encoding)
 {
     const bitm_device_model *model = w.session->model;
-    const bitm_file_config *config = model->network.config;
     const Buffers &b = w.session->buffers;
-    const Batch &batch = *w.batch;
     Attention a = {};
     a.query = b.query;
     a.key = b.key;
     a.value = b.value;
     a.context = b.context;
     a.stride = model->network.attention_size;
-    a.head_size = config->head_size;
-    a.score_scale = config->score_scale;
-    a.first = batch.first;
+    a.head_size = model->network.config->head_size;
+    a.score_scale = model->network.config->score_scale;
+    a.first = w.batch->first;
     a.encodes = encoding != NULL;
     if (encoding != NULL) a.encoding = *encoding;
+    return a;
+}
+
+static void plain_attention(const Work &w, const Encoding *encoding)
+{
+    const bitm_device_model *model = w.session->model;
+    const bitm_file_config *config = model->network.config;
+    const Batch &batch = *w.batch;
+    Attention a = attention_of(w, encoding);
     uint32_t n_blocks = ceil_div(batch.max_length, BLOCK_64) * config->n_heads * batch.n_sequences;
     size_t shared = attention64_shared_bytes(batch.max_length);
     if (config->head_size == HEAD_64 && shared <= model->shared_bytes) {
@@ -642,6 +660,7 @@ bitm_status prepare_forward(bitm_device_session *session, bitm_error *err)
     BITM_TRY_STATUS(allow_bits_products<EPILOGUE_BITS>(model, err));
     BITM_TRY_STATUS(allow_bits_products<EPILOGUE_GELU_BITS>(model, err));
     BITM_TRY_STATUS(allow_shared(attention64_kernel, model, err));
+    BITM_TRY_STATUS(allow_shared(attend_kernel, model, err));
     BITM_TRY_STATUS(allow_shared(attention_kernel<4>, model, err));
     BITM_TRY_STATUS(allow_shared(attention_kernel<0>, model, err));
     BITM_TRY_STATUS(allow_shared(general_attention_kernel, model, err));
@@ -657,25 +676,93 @@ bitm_status prepare_forward(bitm_device_session *session, bitm_error *err)
 
 /* ---- The encoder ---- */
 
-/* The context, or in its place the inputs of attention_output. */
-static void run_attention(const Work &w, const Layer &layer, const float *x, Inputs *context)
+/* Whether attention can write its context as the bits of attention_output's inputs. */
+static bool can_encode_context(const Work &w, const Layer &layer)
 {
     const bitm_device_model *model = w.session->model;
     const Linear &next = layer.attention_output;
+    return is_plain(model, layer) && model->network.config->head_size == VALUE_COLUMNS &&
+           next.n_branches == 1 && pieces_of_bits(next.columns) * PIECE_BITS == next.columns &&
+           can_follow_in_parts(w, next);
+}
+
+/* The context, or in its place the inputs of attention_output. */
+static void run_attention(const Work &w, const Layer &layer, const float *x, Inputs *context)
+{
+    const Linear &next = layer.attention_output;
     *context = Inputs();
-    if (!is_plain(model, layer)) {
+    if (!is_plain(w.session->model, layer)) {
         general_attention(w, layer, x);
-        return;
+    } else if (!can_encode_context(w, layer)) {
+        plain_attention(w, NULL);
+    } else {
+        Encoding encoding;
+        plan_inputs(w, &next.branches[0], NULL, next.columns,
+                    &w.session->buffers.encoded[AFTER_ATTENTION], context, &encoding);
+        plain_attention(w, &encoding);
+        sum_planes(w, encoding);
     }
-    uint32_t n = next.columns;
-    bool encodes = model->network.config->head_size == VALUE_COLUMNS && next.n_branches == 1 &&
-                   pieces_of_bits(n) * PIECE_BITS == n && can_follow_in_parts(w, next);
+}
+
+/* Whether a linear's product is one of bits with the plain epilogue. */
+static bool is_product_of_bits(const Work &w, const Linear &linear)
+{
+    const Branch &branch = linear.branches[0];
+    bitm_input_form form =
+        bitm_inputs_form((bitm_activations)w.session->limits.activations, branch.host);
+    return linear.n_branches == 1 && (form == BITM_INPUT_SIGN || form == BITM_INPUT_PLANES) &&
+           branch.row_offset == NULL && branch.row_base == NULL;
+}
+
+/* Fills what attend_kernel is given but for what it writes; false where it cannot run. */
+static bool plan_attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
+                        Attend *a)
+{
+    const Linear *const linears[] = {&layer.query, &layer.key, &layer.value};
+    const bitm_device_model *model = w.session->model;
+    if (model->has_wgmma == 0 || w.batch->max_length > BLOCK_64 || !can_encode_context(w, layer))
+        return false;
+    for (int i = 0; i < 3; i++)
+        if (!is_product_of_bits(w, *linears[i])) return false;
+    *a = Attend();
+    for (int i = 0; i < 3; i++) {
+        const Branch *branch = &linears[i]->branches[0];
+        if (inputs[i].made_for == NULL && i > 0 &&
+            is_same(inputs[i - 1].made_for, branch))
+            inputs[i] = inputs[i - 1];
+        make_inputs(w, branch, x, linears[i]->columns, &inputs[i]);
+        Product p = product_of(w, branch, inputs[i], linears[i]->columns);
+        if (i == 0) a->product = p;
+        if (p.n_terms != a->product.n_terms ||
+            memcmp(p.terms, a->product.terms, p.n_terms * sizeof p.terms[0]) != 0)
+            return false;
+        const TokenFacts &facts = inputs[i].facts;
+        a->linears[i] = HeadLinear{p.inputs,        p.weights,         p.n_nonzero,  facts.step,
+                                   facts.code_sum,  branch->row_scale, branch->bias, branch->row_ones};
+    }
+    a->n_weight_planes = layer.query.branches[0].n_planes;
+    for (uint32_t t = 0; t < a->product.n_terms; t++)
+        if (a->product.terms[t].input_plane >= a->n_input_planes)
+            a->n_input_planes = a->product.terms[t].input_plane + 1;
+    return attend_shared_bytes(*a) <= model->shared_bytes;
+}
+
+/* Query, key, value and attention in one kernel, where it can run; inputs: those of the three, made
+ * where they are not yet; *context: as of run_attention. */
+static bool attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
+                   Inputs *context)
+{
+    const Linear &next = layer.attention_output;
+    Attend a;
+    if (!plan_attend(w, layer, x, inputs, &a)) return false;
     Encoding encoding;
-    if (encodes)
-        plan_inputs(w, &next.branches[0], NULL, n, &w.session->buffers.encoded[0], context,
-                    &encoding);
-    plain_attention(w, encodes ? &encoding : NULL);
-    if (encodes) sum_planes(w, encoding);
+    plan_inputs(w, &next.branches[0], NULL, next.columns,
+                &w.session->buffers.encoded[AFTER_ATTENTION], context, &encoding);
+    a.attention = attention_of(w, &encoding);
+    dim3 grid(w.session->model->network.config->n_heads, w.batch->n_sequences);
+    BITM_LAUNCH(attend_kernel, grid, THREADS_64, attend_shared_bytes(a), w.session->stream, a);
+    sum_planes(w, encoding);
+    return true;
 }
 
 /* inputs: those of query, key and value, and then those of the layer after. */
@@ -685,13 +772,15 @@ static void run_layer(const Work &w, const Layer &layer, const Layer *after, Inp
     const Buffers &b = w.session->buffers;
     float *x = b.hidden, eps = config->layer_norm_eps;
     uint32_t hidden = config->hidden_size;
-    run_linear(w, layer.query, x, 0, b.query, &inputs[0]);
-    if (inputs[1].made_for == NULL) inputs[1] = inputs[0]; /* perhaps the same */
-    run_linear(w, layer.key, x, 0, b.key, &inputs[1]);
-    if (inputs[2].made_for == NULL) inputs[2] = inputs[1];
-    run_linear(w, layer.value, x, 0, b.value, &inputs[2]);
     Inputs context;
-    run_attention(w, layer, x, &context);
+    if (!attend(w, layer, x, inputs, &context)) {
+        run_linear(w, layer.query, x, 0, b.query, &inputs[0]);
+        if (inputs[1].made_for == NULL) inputs[1] = inputs[0]; /* perhaps the same */
+        run_linear(w, layer.key, x, 0, b.key, &inputs[1]);
+        if (inputs[2].made_for == NULL) inputs[2] = inputs[1];
+        run_linear(w, layer.value, x, 0, b.value, &inputs[2]);
+        run_attention(w, layer, x, &context);
+    }
     run_linear(w, layer.attention_output, b.context, 0, b.output, &context);
 
     const Linear *const inner[] = {&layer.intermediate};

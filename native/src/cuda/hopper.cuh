@@ -61,6 +61,17 @@ static __device__ inline void wgmma_bits(int32_t d[64], uint64_t a, uint64_t b)
                  : "l"(a), "l"(b));
 }
 
+/* d [64 tokens, 64 outputs] += a AND b over 256 columns. */
+static __device__ inline void wgmma_bits_64(int32_t d[32], uint64_t a, uint64_t b)
+{
+    asm volatile("{wgmma.mma_async.sync.aligned.m64n64k256.s32.b1.b1.and.popc "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+                 "%32, %33, 1;}"
+                 : BITM_D8(0), BITM_D8(8), BITM_D8(16), BITM_D8(24)
+                 : "l"(a), "l"(b));
+}
+
 static __device__ inline void copy_async(void *to, const void *from)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(

@@ -19,8 +19,9 @@ struct Encoded {
     uint32_t *n_nonzero;      /* [T] */
 };
 
-/* A norm makes the inputs of up to three linears, a product those of the next while it reads its own. */
-enum { N_ENCODED = 4, AFTER_PRODUCT = 3 };
+/* A norm makes the inputs of up to three linears; a product and attention those of the next while
+ * they read their own. */
+enum { AFTER_PRODUCT = 3, AFTER_ATTENTION = 3, N_ENCODED };
 
 /* Arrays on the device.  T tokens, H hidden, A attention, I intermediate size. */
 struct Buffers {
