@@ -42,7 +42,7 @@ def wide_model(rng: np.random.Generator, **changes: object) -> ModelFile:
 
 
 def sign_model(rng: np.random.Generator) -> ModelFile:
-    """The same with bits before the linears of the layers: signs, and {0, 1} after the activation."""
+    """The same with bits before the layers' linears: signs, and {0, 1} after the activation."""
     model = wide_model(rng)
     for name in [name for name in model.tensors if name.startswith("layers.")]:
         place, _, what = name.rpartition(".")

@@ -120,7 +120,7 @@ static __device__ inline void finish_head(const Attend &a, const HeadLinear &lin
 
 #endif
 
-static __global__ void __launch_bounds__(THREADS_64, 3) attend_kernel(Attend a)
+static __global__ void __launch_bounds__(THREADS_64, 2) attend_kernel(Attend a)
 {
 #if BITM_HAS_WGMMA
     BITM_DYNAMIC_SHARED(shared);
