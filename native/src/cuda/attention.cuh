@@ -56,6 +56,8 @@ static __device__ inline void store_bits(const Encoding &e, size_t token, uint32
                                          piece_place(token + r, column / PIECE_BITS, e.n_pieces));
             row[column % PIECE_BITS / 32] = planes[p];
         }
+        if (e.counts && r < n_rows && threadIdx.x % 8 == 0)
+            count_bits(e, token + r, __popc(planes[0]), n_planes > 1 ? __popc(planes[1]) : 0);
     }
 }
 

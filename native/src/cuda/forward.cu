@@ -261,8 +261,24 @@ static bool can_follow_in_parts(const Work &w, const Linear &linear)
              bitm_quantizer_planes(branch.host->quantizer, &weights) <= 2));
 }
 
+static bool is_in_registers(uint32_t n)
+{
+    return n == 512 || n == 768 || n == 1024;
+}
+
+/* Whether kernels that write parts of the rows of this linear's inputs count bits meanwhile: the norm
+ * before has cleared the counts, and no float sum of the inputs is wanted. */
+static bool can_count(const Work &w, const Linear &linear)
+{
+    const Branch &branch = linear.branches[0];
+    return is_in_registers(w.session->model->network.config->hidden_size) &&
+           branch.row_offset == NULL && branch.row_base == NULL;
+}
+
+/* What is known of tokens whose planes have been written in parts, unless it has been counted. */
 static void sum_planes(const Work &w, const Encoding &e)
 {
+    if (e.counts) return;
     BITM_LAUNCH(plane_sums_kernel, ceil_div(w.n_tokens, WARPS_A_BLOCK), QUANTIZE_THREADS, 0,
                 w.session->stream, e);
 }
@@ -444,6 +460,17 @@ static void run_linear(const Work &w, const Linear &linear, const float *x, uint
     }
 }
 
+/* The inputs of a linear that are going to be written, and counted, in parts. */
+static Encoding counted_encoding(const Work &w, const Linear &linear)
+{
+    Inputs inputs;
+    Encoding e;
+    plan_inputs(w, &linear.branches[0], NULL, linear.columns,
+                &w.session->buffers.encoded[AFTER_PRODUCT], &inputs, &e);
+    e.counts = 1;
+    return e;
+}
+
 /* Whether a product can write its outputs as the inputs of the next linear, in bits alone. */
 static bool can_write_bits(const Work &w, const Linear &linear, uint32_t activation,
                            const Linear &next)
@@ -469,6 +496,7 @@ static void run_linear_to_bits(const Work &w, const Linear &linear, const float 
     make_inputs(w, branch, x, linear.columns, inputs);
     plan_inputs(w, &next.branches[0], NULL, linear.rows,
                 &w.session->buffers.encoded[AFTER_PRODUCT], next_inputs, &encoding);
+    encoding.counts = can_count(w, next);
     Epilogue e = epilogue_of(branch, *inputs, activation, NULL);
     run_product(w, branch, *inputs, linear.columns, e, &encoding);
     sum_planes(w, encoding);
@@ -492,11 +520,12 @@ static void launch_norm(const Work &w, const Norm &a, const Followers &followers
  * kernel cannot make them, they are left to be made. */
 static void add_norm(const Work &w, const float *x, const float *residual, const NormWeights &norm,
                      float eps, uint32_t n, float *y, const Linear *const next[] = NULL,
-                     uint32_t n_next = 0, Inputs *inputs = NULL)
+                     uint32_t n_next = 0, Inputs *inputs = NULL, const Linear *counted = NULL)
 {
     Norm a = {x, residual, norm.gain, norm.bias, eps, w.n_tokens, n, y};
     Followers followers = {};
-    bool in_registers = n == 512 || n == 768 || n == 1024;
+    bool in_registers = is_in_registers(n);
+    if (counted != NULL) followers.later = counted_encoding(w, *counted);
     for (uint32_t i = 0; i < n_next; i++) {
         inputs[i] = Inputs();
         inputs[i].place = &w.session->buffers.encoded[i];
@@ -686,6 +715,13 @@ static bool can_encode_context(const Work &w, const Layer &layer)
            can_follow_in_parts(w, next);
 }
 
+/* attention_output, where the bits of its inputs are counted while attention writes them, or NULL. */
+static const Linear *counted_after_attention(const Work &w, const Layer &layer)
+{
+    bool counts = can_encode_context(w, layer) && can_count(w, layer.attention_output);
+    return counts ? &layer.attention_output : NULL;
+}
+
 /* The context, or in its place the inputs of attention_output. */
 static void run_attention(const Work &w, const Layer &layer, const float *x, Inputs *context)
 {
@@ -699,6 +735,7 @@ static void run_attention(const Work &w, const Layer &layer, const float *x, Inp
         Encoding encoding;
         plan_inputs(w, &next.branches[0], NULL, next.columns,
                     &w.session->buffers.encoded[AFTER_ATTENTION], context, &encoding);
+        encoding.counts = can_count(w, next);
         plain_attention(w, &encoding);
         sum_planes(w, encoding);
     }
@@ -758,6 +795,7 @@ static bool attend(const Work &w, const Layer &layer, const float *x, Inputs inp
     Encoding encoding;
     plan_inputs(w, &next.branches[0], NULL, next.columns,
                 &w.session->buffers.encoded[AFTER_ATTENTION], context, &encoding);
+    encoding.counts = can_count(w, next);
     a.attention = attention_of(w, &encoding);
     dim3 grid(w.session->model->network.config->n_heads, w.batch->n_sequences);
     BITM_LAUNCH(attend_kernel, grid, THREADS_64, attend_shared_bytes(a), w.session->stream, a);
@@ -785,8 +823,10 @@ static void run_layer(const Work &w, const Layer &layer, const Layer *after, Inp
 
     const Linear *const inner[] = {&layer.intermediate};
     Inputs of_inner, of_output = {};
-    add_norm(w, b.output, x, layer.attention_norm, eps, hidden, x, inner, 1, &of_inner);
-    if (can_write_bits(w, layer.intermediate, config->hidden_activation, layer.output))
+    bool writes_bits = can_write_bits(w, layer.intermediate, config->hidden_activation, layer.output);
+    add_norm(w, b.output, x, layer.attention_norm, eps, hidden, x, inner, 1, &of_inner,
+             writes_bits && can_count(w, layer.output) ? &layer.output : NULL);
+    if (writes_bits)
         run_linear_to_bits(w, layer.intermediate, x, config->hidden_activation, layer.output,
                            &of_inner, &of_output);
     else
@@ -795,7 +835,8 @@ static void run_layer(const Work &w, const Layer &layer, const Layer *after, Inp
     const Linear *const next[] = {after != NULL ? &after->query : NULL,
                                   after != NULL ? &after->key : NULL,
                                   after != NULL ? &after->value : NULL};
-    add_norm(w, b.output, x, layer.output_norm, eps, hidden, x, next, after != NULL ? 3 : 0, inputs);
+    add_norm(w, b.output, x, layer.output_norm, eps, hidden, x, next, after != NULL ? 3 : 0, inputs,
+             after != NULL ? counted_after_attention(w, *after) : NULL);
 }
 
 bitm_status forward(bitm_device_session *session, uint32_t n_layers, bitm_error *err)
@@ -823,6 +864,10 @@ bitm_status forward(bitm_device_session *session, uint32_t n_layers, bitm_error 
         inputs[i] = Inputs();
         inputs[i].place = &session->buffers.encoded[i];
     }
+    const Linear *counted = n_layers > 0 ? counted_after_attention(w, model->layers[0]) : NULL;
+    if (counted != NULL) /* as norms do for the layers after */
+        BITM_LAUNCH(begin_tokens_kernel, ceil_div(w.n_tokens, QUANTIZE_THREADS), QUANTIZE_THREADS, 0,
+                    session->stream, counted_encoding(w, *counted));
     for (uint32_t n = 0; n < n_layers; n++)
         run_layer(w, model->layers[n], n + 1 < n_layers ? &model->layers[n + 1] : NULL, inputs);
     BITM_CUDA_TRY(cudaGetLastError(), "starting the encoder on the device", err);

@@ -115,7 +115,7 @@ static __global__ void has_wgmma_kernel(uint32_t *has)
 template <int KIND>
 static __device__ inline void add_bits(const Product &p, const Encoding &e, uint32_t token,
                                        uint32_t output, int32_t first, int32_t second, float step,
-                                       int j, uint32_t planes[2])
+                                       int j, uint32_t planes[2], int32_t n_bits[2])
 {
     const Epilogue &epilogue = p.epilogue;
     float2 scale = *(const float2 *)(epilogue.row_scale + output);
@@ -138,6 +138,7 @@ static __device__ inline void add_bits(const Product &p, const Encoding &e, uint
                              piece_place(token, output / PIECE_BITS, e.n_pieces));
             row[output % PIECE_BITS / 32] = planes[plane];
         }
+        n_bits[plane] += plane < n_planes ? __popc(planes[plane]) : 0;
         planes[plane] = 0;
     }
 }
@@ -173,6 +174,7 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_wgmma_kernel(Pro
         float step = p.epilogue.tokens.step[t];
         int32_t code_sum = p.subtract_code_sum ? p.epilogue.tokens.code_sum[t] : 0;
         uint32_t planes[2] = {0, 0};
+        int32_t n_bits[2] = {0, 0};
 #pragma unroll
         for (int j = 0; j < 16; j++) {
             uint32_t o = column + j * 8;
@@ -184,10 +186,12 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_wgmma_kernel(Pro
             }
             if (to_bits)
                 add_bits<KIND>(p, encoding, t, o, first - code_sum, second - code_sum, step, j,
-                               planes);
+                               planes, n_bits);
             else
                 store_pair<KIND>(p, t, o, first, second, step, code_sum);
         }
+        if (to_bits && encoding.counts && threadIdx.x % 4 == 0 && t < p.n_tokens)
+            count_bits(encoding, t, n_bits[0], n_bits[1]);
     }
 #else
     (void)p;

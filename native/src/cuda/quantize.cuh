@@ -111,6 +111,8 @@ struct Encoding {
     float *sum; /* NULL: not wanted */
     int32_t *code_sum;
     uint32_t *n_nonzero; /* sign: codes that are not 0 */
+    /* Kernels that write parts of rows add to code_sum and n_nonzero, which begin_token has cleared. */
+    uint32_t counts;
 };
 
 static __device__ inline float shifted(const Encoding &e, const float *x, uint32_t i)
@@ -398,6 +400,37 @@ static __device__ inline int32_t static_code(const Encoding &e, float x, uint32_
     return code_of(q, clipped(e.quantizer, e.shift != NULL ? x + e.shift[i] : x));
 }
 
+/* The sum of codes whose first two planes have so many bits. */
+static __device__ inline int32_t sum_of_planes(const Encoding &e, int32_t first, int32_t second)
+{
+    if (e.form == FORM_SIGN) return 2 * first - second; /* positive, nonzero */
+    if (e.n_planes == 1) return e.quantizer.lo < 0.0F ? -first : first;
+    return first + (e.quantizer.lo < 0.0F ? -2 : 2) * second;
+}
+
+/* What is known of a token before its codes, by a static quantizer. */
+static __device__ inline void begin_token(const Encoding &e, size_t token)
+{
+    e.step[token] = e.quantizer.step;
+    e.base[token] = 0.0F;
+    e.code_sum[token] = 0;
+    e.n_nonzero[token] = 0;
+}
+
+static __global__ void begin_tokens_kernel(Encoding e)
+{
+    size_t token = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (token < e.n_tokens) begin_token(e, token);
+}
+
+/* Counts the bits of a part of a token's row.  Integers: the order of the parts does not matter. */
+static __device__ inline void count_bits(const Encoding &e, size_t token, int32_t first,
+                                         int32_t second)
+{
+    atomicAdd(e.code_sum + token, sum_of_planes(e, first, second));
+    if (e.form == FORM_SIGN) atomicAdd(e.n_nonzero + token, (uint32_t)second);
+}
+
 /* What encode_kernel knows of a token besides its planes, from planes that other kernels have
  * written by static quantizers.  One warp a token. */
 static __global__ void plane_sums_kernel(Encoding e)
@@ -414,9 +447,7 @@ static __global__ void plane_sums_kernel(Encoding e)
         }
     int32_t first = warp_sum(n[0]), second = warp_sum(n[1]);
     if (lane != 0) return;
-    int32_t sum = 2 * first - second; /* signs: positive, nonzero */
-    if (e.form == FORM_PLANES) sum = first + (e.quantizer.lo < 0.0F ? -2 : 2) * second;
-    if (e.form == FORM_PLANES && e.n_planes == 1 && e.quantizer.lo < 0.0F) sum = -first;
+    int32_t sum = sum_of_planes(e, first, second);
     e.step[token] = e.quantizer.step;
     e.base[token] = 0.0F;
     e.code_sum[token] = sum;

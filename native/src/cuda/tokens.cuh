@@ -85,10 +85,12 @@ static __global__ void add_norm_kernel(Norm a)
     normalize(y, lane, a.gain, a.bias, a.eps, a.n, l);
 }
 
-/* Inputs of the linears that follow a norm. */
+/* Inputs of the linears that follow a norm, and of a later one whose bits are counted by the kernel in
+ * between (if `later.counts`). */
 struct Followers {
     Encoding encodings[3];
     uint32_t n;
+    Encoding later;
 };
 
 /* The same with a token's values in registers, N16 = n / 16, and encoded for what follows. */
@@ -131,6 +133,7 @@ static __global__ void __launch_bounds__(TOKEN_THREADS)
 #pragma unroll
     for (uint32_t k = 0; k < 3; k++)
         if (k < followers.n) encode_values<N16>(followers.encodings[k], token, l, value);
+    if (followers.later.counts && l == 0) begin_token(followers.later, token);
 }
 
 struct RmsNorm {
