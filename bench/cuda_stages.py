@@ -40,6 +40,7 @@ def main() -> None:
         run(arguments.model, arguments.batch, arguments.length, arguments.mode)
         return
     command = ["ncu", "--csv", "--metrics", "gpu__time_duration.sum,dram__bytes.sum"]
+    command += ["--clock-control", "none", "--cache-control", "none"]  # as in a run
     command += ["--print-units", "base", sys.executable, *sys.argv, "--inner"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -6,6 +6,7 @@
 #include "attention_general.cuh"
 #include "gemm.cuh"
 #include "gemm_float.cuh"
+#include "gemm_norm_wgmma.cuh"
 #include "gemm_wgmma.cuh"
 #include "gemm_wgmma_bytes.cuh"
 #include "head.cuh"
@@ -115,6 +116,8 @@ struct Inputs {
 };
 
 /* What runs on the tokens of a batch, or on the rows of a head, each alone. */
+enum { MANY_TOKENS = 6144 }; /* enough of them for a block of 64 on most multiprocessors */
+
 struct Work {
     bitm_device_session *session;
     uint32_t n_tokens; /* a multiple of TOKEN_BLOCK */
@@ -516,21 +519,27 @@ static void launch_norm(const Work &w, const Norm &a, const Followers &followers
                 w.session->stream, a, followers);
 }
 
-/* y = norm(x + residual), and the inputs of the linears that follow, each in its own place; where the
- * kernel cannot make them, they are left to be made. */
-static void add_norm(const Work &w, const float *x, const float *residual, const NormWeights &norm,
-                     float eps, uint32_t n, float *y, const Linear *const next[] = NULL,
-                     uint32_t n_next = 0, Inputs *inputs = NULL, const Linear *counted = NULL)
+/* What follows a norm: the linears that take its results, whose inputs are made in places of their own,
+ * and one whose inputs are counted later, or NULL. */
+struct Next {
+    const Linear *linears[3];
+    uint32_t n;
+    Inputs *inputs;
+    const Linear *counted;
+};
+
+/* Where the norm's kernel cannot make inputs, they are left to be made. */
+static Followers plan_followers(const Work &w, uint32_t n, const Next &next)
 {
-    Norm a = {x, residual, norm.gain, norm.bias, eps, w.n_tokens, n, y};
     Followers followers = {};
-    bool in_registers = is_in_registers(n);
-    if (counted != NULL) followers.later = counted_encoding(w, *counted);
-    for (uint32_t i = 0; i < n_next; i++) {
+    if (next.counted != NULL) followers.later = counted_encoding(w, *next.counted);
+    for (uint32_t i = 0; i < next.n; i++) {
+        const Linear &linear = *next.linears[i];
+        Inputs *inputs = next.inputs;
         inputs[i] = Inputs();
         inputs[i].place = &w.session->buffers.encoded[i];
-        if (!in_registers || !can_follow(w, *next[i])) continue;
-        const Branch *branch = &next[i]->branches[0];
+        if (!is_in_registers(n) || !can_follow(w, linear)) continue;
+        const Branch *branch = &linear.branches[0];
         bool known = false;
         for (uint32_t k = 0; k < i && !known; k++) {
             known = inputs[k].made_for != NULL && is_same(inputs[k].made_for, branch) &&
@@ -542,6 +551,15 @@ static void add_norm(const Work &w, const float *x, const float *residual, const
         plan_inputs(w, branch, NULL, n, &w.session->buffers.encoded[i], &inputs[i],
                     &followers.encodings[followers.n++]);
     }
+    return followers;
+}
+
+/* y = norm(x + residual), and the inputs of what follows. */
+static void add_norm(const Work &w, const float *x, const float *residual, const NormWeights &norm,
+                     float eps, uint32_t n, float *y, const Next &next)
+{
+    Norm a = {x, residual, norm.gain, norm.bias, eps, w.n_tokens, n, y};
+    Followers followers = plan_followers(w, n, next);
     if (n == 512)
         launch_norm<32>(w, a, followers);
     else if (n == 768)
@@ -551,6 +569,54 @@ static void add_norm(const Work &w, const float *x, const float *residual, const
     else
         BITM_LAUNCH(add_norm_kernel, token_blocks(w.n_tokens), TOKEN_THREADS, 0, w.session->stream,
                     a);
+}
+
+/* Whether a linear's product is one of bits with the plain epilogue. */
+static bool is_product_of_bits(const Work &w, const Linear &linear)
+{
+    const Branch &branch = linear.branches[0];
+    bitm_input_form form =
+        bitm_inputs_form((bitm_activations)w.session->limits.activations, branch.host);
+    return linear.n_branches == 1 && (form == BITM_INPUT_SIGN || form == BITM_INPUT_PLANES) &&
+           branch.row_offset == NULL && branch.row_base == NULL;
+}
+
+template <int N16, int TOKENS> static void launch_product_norm(const Work &w, const ProductNorm &a)
+{
+    BITM_LAUNCH((gemm_norm_kernel<N16, TOKENS>), w.n_tokens / TOKENS, norm_threads(TOKENS),
+                gemm_norm_shared_bytes(N16 * LANES, TOKENS), w.session->stream, a);
+}
+
+/* x = norm(linear(inputs) + x), and the inputs of what follows, in one kernel where it can run; inputs in
+ * the place after products or attention, which what follows does not use. */
+static void run_linear_norm(const Work &w, const Linear &linear, const float *from, Inputs *inputs,
+                            const NormWeights &norm, const Next &next)
+{
+    const bitm_device_model *model = w.session->model;
+    const Buffers &b = w.session->buffers;
+    uint32_t n = model->network.config->hidden_size;
+    float eps = model->network.config->layer_norm_eps;
+    if (inputs->place == NULL) inputs->place = &b.encoded[AFTER_PRODUCT];
+    if (model->has_wgmma == 0 || !is_in_registers(n) || !is_product_of_bits(w, linear)) {
+        run_linear(w, linear, from, 0, b.output, inputs);
+        add_norm(w, b.output, b.hidden, norm, eps, n, b.hidden, next);
+        return;
+    }
+    const Branch *branch = &linear.branches[0];
+    make_inputs(w, branch, from, linear.columns, inputs);
+    ProductNorm a;
+    a.product = product_of(w, branch, *inputs, linear.columns);
+    a.product.epilogue = epilogue_of(branch, *inputs, 0, NULL);
+    a.norm = Norm{NULL, b.hidden, norm.gain, norm.bias, eps, w.n_tokens, n, b.hidden};
+    a.followers = plan_followers(w, n, next);
+    if (n == 512)
+        launch_product_norm<32, 32>(w, a);
+    else if (n == 1024)
+        launch_product_norm<64, 32>(w, a);
+    else if (w.n_tokens < MANY_TOKENS)
+        launch_product_norm<48, 32>(w, a);
+    else
+        launch_product_norm<48, 64>(w, a);
 }
 
 /* ---- Attention ---- */
@@ -688,6 +754,10 @@ bitm_status prepare_forward(bitm_device_session *session, bitm_error *err)
     BITM_TRY_STATUS(allow_products<EPILOGUE_ANY>(model, err));
     BITM_TRY_STATUS(allow_bits_products<EPILOGUE_BITS>(model, err));
     BITM_TRY_STATUS(allow_bits_products<EPILOGUE_GELU_BITS>(model, err));
+    BITM_TRY_STATUS(allow_shared(gemm_norm_kernel<32, 32>, model, err));
+    BITM_TRY_STATUS(allow_shared(gemm_norm_kernel<48, 32>, model, err));
+    BITM_TRY_STATUS(allow_shared(gemm_norm_kernel<48, 64>, model, err));
+    BITM_TRY_STATUS(allow_shared(gemm_norm_kernel<64, 32>, model, err));
     BITM_TRY_STATUS(allow_shared(attention64_kernel, model, err));
     BITM_TRY_STATUS(allow_shared(attend_kernel, model, err));
     BITM_TRY_STATUS(allow_shared(attention_kernel<4>, model, err));
@@ -739,16 +809,6 @@ static void run_attention(const Work &w, const Layer &layer, const float *x, Inp
         plain_attention(w, &encoding);
         sum_planes(w, encoding);
     }
-}
-
-/* Whether a linear's product is one of bits with the plain epilogue. */
-static bool is_product_of_bits(const Work &w, const Linear &linear)
-{
-    const Branch &branch = linear.branches[0];
-    bitm_input_form form =
-        bitm_inputs_form((bitm_activations)w.session->limits.activations, branch.host);
-    return linear.n_branches == 1 && (form == BITM_INPUT_SIGN || form == BITM_INPUT_PLANES) &&
-           branch.row_offset == NULL && branch.row_base == NULL;
 }
 
 /* Fills what attend_kernel is given but for what it writes; false where it cannot run. */
@@ -808,8 +868,7 @@ static void run_layer(const Work &w, const Layer &layer, const Layer *after, Inp
 {
     const bitm_file_config *config = w.session->model->network.config;
     const Buffers &b = w.session->buffers;
-    float *x = b.hidden, eps = config->layer_norm_eps;
-    uint32_t hidden = config->hidden_size;
+    const float *x = b.hidden;
     Inputs context;
     if (!attend(w, layer, x, inputs, &context)) {
         run_linear(w, layer.query, x, 0, b.query, &inputs[0]);
@@ -819,24 +878,22 @@ static void run_layer(const Work &w, const Layer &layer, const Layer *after, Inp
         run_linear(w, layer.value, x, 0, b.value, &inputs[2]);
         run_attention(w, layer, x, &context);
     }
-    run_linear(w, layer.attention_output, b.context, 0, b.output, &context);
 
-    const Linear *const inner[] = {&layer.intermediate};
     Inputs of_inner, of_output = {};
     bool writes_bits = can_write_bits(w, layer.intermediate, config->hidden_activation, layer.output);
-    add_norm(w, b.output, x, layer.attention_norm, eps, hidden, x, inner, 1, &of_inner,
-             writes_bits && can_count(w, layer.output) ? &layer.output : NULL);
+    Next inner = {{&layer.intermediate}, 1, &of_inner,
+                  writes_bits && can_count(w, layer.output) ? &layer.output : NULL};
+    run_linear_norm(w, layer.attention_output, b.context, &context, layer.attention_norm, inner);
     if (writes_bits)
         run_linear_to_bits(w, layer.intermediate, x, config->hidden_activation, layer.output,
                            &of_inner, &of_output);
     else
         run_linear(w, layer.intermediate, x, config->hidden_activation, b.intermediate, &of_inner);
-    run_linear(w, layer.output, b.intermediate, 0, b.output, &of_output);
-    const Linear *const next[] = {after != NULL ? &after->query : NULL,
-                                  after != NULL ? &after->key : NULL,
-                                  after != NULL ? &after->value : NULL};
-    add_norm(w, b.output, x, layer.output_norm, eps, hidden, x, next, after != NULL ? 3 : 0, inputs,
-             after != NULL ? counted_after_attention(w, *after) : NULL);
+    Next last = {};
+    if (after != NULL)
+        last = Next{{&after->query, &after->key, &after->value}, 3, inputs,
+                    counted_after_attention(w, *after)};
+    run_linear_norm(w, layer.output, b.intermediate, &of_output, layer.output_norm, last);
 }
 
 bitm_status forward(bitm_device_session *session, uint32_t n_layers, bitm_error *err)
@@ -892,7 +949,7 @@ static void masked_lm(const Work &w, const Rows &rows)
     gather(w, rows, b.head_input);
     linear(w, model->mlm_transform, b.head_input, config->head_activation, b.head_output);
     add_norm(w, b.head_output, NULL, model->mlm_norm, config->head_norm_eps, config->hidden_size,
-             b.head_input);
+             b.head_input, Next());
     linear(w, model->mlm_decoder, b.head_input, 0, b.logits);
 }
 
@@ -907,7 +964,7 @@ static void classify(const Work &w, const Rows &rows)
     linear(w, model->pooler, b.head_input, 0, b.head_output);
     if (skips)
         add_norm(w, b.head_output, NULL, model->pooler_norm, config->pooler_norm_eps,
-                 config->hidden_size, b.head_output);
+                 config->hidden_size, b.head_output, Next());
     BITM_LAUNCH(tanh_kernel, (uint32_t)((n + 255) / 256), 256, 0, w.session->stream, b.head_output,
                 skips ? b.head_input : NULL, n);
     linear(w, model->classifier, b.head_output, 0, b.logits);

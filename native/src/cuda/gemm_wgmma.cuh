@@ -1,9 +1,10 @@
 /* Products of bits on Hopper: wgmma m64n128k256 and.popc, 7.7e15 multiply-adds a second on an H100.
  *
  * A block of two warpgroups computes 128 tokens x 128 outputs.  Operands come through a ring of
- * stages of 256 to 768 columns, filled with cp.async: tiles as they lie in memory are what wgmma reads
- * (no swizzle: a tile of 8 rows x 16 bytes is 128 consecutive bytes).  Blocks are small enough for
- * two or three to share a multiprocessor, so that one's epilogue hides behind another's products. */
+ * stages of 256 to 768 columns, filled with cp.async: tiles as they lie in memory are what wgmma
+ * reads (no swizzle: a tile of 8 rows x 16 bytes is 128 consecutive bytes).  Blocks are small
+ * enough for two or three to share a multiprocessor, so that one's epilogue hides behind another's
+ * products. */
 #ifndef BITM_CUDA_GEMM_WGMMA_CUH
 #define BITM_CUDA_GEMM_WGMMA_CUH
 
@@ -37,17 +38,17 @@ static __host__ __device__ constexpr uint32_t wgmma_pieces(uint32_t n_pieces)
 
 #if BITM_HAS_WGMMA
 
-/* PIECES pieces, from number `first` on, of 128 rows. */
-template <int PIECES>
+/* Starts to copy PIECES pieces, from number `first` on, of ROWS rows; the block has THREADS
+ * threads. */
+template <int ROWS, int PIECES, int THREADS>
 static __device__ inline void copy_rows(const uint4 *from, uint32_t row, uint32_t n_pieces,
                                         uint32_t first, uint4 *to)
 {
 #pragma unroll
-    for (uint32_t i = threadIdx.x; i < 128 * PIECES; i += WGMMA_THREADS) {
+    for (uint32_t i = threadIdx.x; i < ROWS * PIECES; i += THREADS) {
         uint32_t r = i % TILE_ROWS, piece = i / TILE_ROWS % PIECES;
         uint32_t tile = i / TILE_ROWS / PIECES;
-        copy_async(to + i,
-                   from + piece_place(row + tile * TILE_ROWS + r, first + piece, n_pieces));
+        copy_async(to + i, from + piece_place(row + tile * TILE_ROWS + r, first + piece, n_pieces));
     }
 }
 
@@ -59,10 +60,11 @@ static __device__ inline void fetch_stage(const Product &p, uint32_t number, uin
     uint32_t n_stages = p.n_input_pieces / PIECES, first = number % n_stages * PIECES;
     const Term &term = p.terms[number / n_stages];
     uint4 *to = shared + number % WGMMA_STAGES * (wgmma_stage_bytes(PIECES) / PIECE_BYTES);
-    copy_rows<PIECES>(p.inputs + term.input_plane * p.input_stride, token, p.n_input_pieces, first,
-                      to);
-    copy_rows<PIECES>(p.weights + term.weight_plane * p.weight_stride, output, p.n_weight_pieces,
-                      first, to + WGMMA_TOKENS * PIECES);
+    copy_rows<WGMMA_TOKENS, PIECES, WGMMA_THREADS>(p.inputs + term.input_plane * p.input_stride,
+                                                   token, p.n_input_pieces, first, to);
+    copy_rows<WGMMA_OUTPUTS, PIECES, WGMMA_THREADS>(p.weights + term.weight_plane * p.weight_stride,
+                                                    output, p.n_weight_pieces, first,
+                                                    to + WGMMA_TOKENS * PIECES);
 }
 
 /* acc = the sum over n_terms; this thread's part as wgmma has it. */
@@ -133,9 +135,8 @@ static __device__ inline void add_bits(const Product &p, const Encoding &e, uint
         planes[plane] |= __shfl_xor_sync(ALL_THREADS, planes[plane], 1);
         planes[plane] |= __shfl_xor_sync(ALL_THREADS, planes[plane], 2);
         if (plane < n_planes && threadIdx.x % 4 == plane && token < p.n_tokens) {
-            uint32_t *row =
-                (uint32_t *)(e.planes + plane * e.plane_stride +
-                             piece_place(token, output / PIECE_BITS, e.n_pieces));
+            uint32_t *row = (uint32_t *)(e.planes + plane * e.plane_stride +
+                                         piece_place(token, output / PIECE_BITS, e.n_pieces));
             row[output % PIECE_BITS / 32] = planes[plane];
         }
         n_bits[plane] += plane < n_planes ? __popc(planes[plane]) : 0;
@@ -145,7 +146,8 @@ static __device__ inline void add_bits(const Product &p, const Encoding &e, uint
 
 /* Memory holds whole blocks of tokens and outputs; what lies in those past the last is ignored. */
 template <int PIECES, int KIND>
-static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_wgmma_kernel(Product p, Encoding encoding)
+static __global__ void __launch_bounds__(WGMMA_THREADS, 2)
+    gemm_wgmma_kernel(Product p, Encoding encoding)
 {
 #if BITM_HAS_WGMMA
     BITM_DYNAMIC_SHARED(shared);

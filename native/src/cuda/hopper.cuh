@@ -1,7 +1,7 @@
 /* Hopper's own instructions, one function each: products of a warpgroup, copies that do not wait.
  *
- * A warpgroup's operands in shared memory are tiles as operands.cuh has them.  A build without a GPU
- * that defines BITM_EMULATED_HOPPER brings functions of its own. */
+ * A warpgroup's operands in shared memory are tiles as operands.cuh has them.  A build without a
+ * GPU that defines BITM_EMULATED_HOPPER brings functions of its own. */
 #ifndef BITM_CUDA_HOPPER_CUH
 #define BITM_CUDA_HOPPER_CUH
 
@@ -17,8 +17,9 @@ namespace bitm {
 
 #if BITM_HAS_WGMMA
 
-/* The shared memory matrix descriptor of tiles: their 8 rows are 128 bytes, the next 16 bytes of a row
- * are 128 bytes on (leading offset), the next 8 rows a stage's pieces of them (stride offset). */
+/* The shared memory matrix descriptor of tiles: their 8 rows are 128 bytes, the next 16 bytes of a
+ * row are 128 bytes on (leading offset), the next 8 rows a stage's pieces of them (stride offset).
+ */
 static __device__ inline uint64_t tile_descriptor(const void *tiles, uint32_t pieces)
 {
     uint32_t address = (uint32_t)__cvta_generic_to_shared(tiles);
@@ -72,12 +73,21 @@ static __device__ inline void wgmma_bits_64(int32_t d[32], uint64_t a, uint64_t 
                  : "l"(a), "l"(b));
 }
 
+/* d [64 outputs, 32 tokens] += a AND b over 256 columns. */
+static __device__ inline void wgmma_bits_32(int32_t d[16], uint64_t a, uint64_t b)
+{
+    asm volatile("{wgmma.mma_async.sync.aligned.m64n32k256.s32.b1.b1.and.popc "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, %16, %17, 1;}"
+                 : BITM_D8(0), BITM_D8(8)
+                 : "l"(a), "l"(b));
+}
+
 static __device__ inline void copy_async(void *to, const void *from)
 {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                     (uint32_t)__cvta_generic_to_shared(to)),
-                 "l"(from)
-                 : "memory");
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+        "l"(from)
+        : "memory");
 }
 
 /* Ends a group of copies. */
@@ -86,8 +96,8 @@ static __device__ inline void copy_commit()
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-/* Waits until at most N groups of this thread's copies are under way, and makes what has come visible
- * to products; the block's barrier is to follow. */
+/* Waits until at most N groups of this thread's copies are under way, and makes what has come
+ * visible to products; the block's barrier is to follow. */
 template <int N> static __device__ inline void copy_wait()
 {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
@@ -116,6 +126,15 @@ static __device__ inline void wgmma_bytes(int32_t d[64], const uint32_t a[4], ui
 }
 
 #endif
+
+/* d [64 rows, N rows] += a AND b over 256 columns. */
+template <int N> static __device__ inline void wgmma_bits_of(int32_t *d, uint64_t a, uint64_t b)
+{
+    if (N == 64)
+        wgmma_bits_64(d, a, b);
+    else
+        wgmma_bits_32(d, a, b);
+}
 
 #endif
 

@@ -85,15 +85,46 @@ static __global__ void add_norm_kernel(Norm a)
     normalize(y, lane, a.gain, a.bias, a.eps, a.n, l);
 }
 
-/* Inputs of the linears that follow a norm, and of a later one whose bits are counted by the kernel in
- * between (if `later.counts`). */
+/* Inputs of the linears that follow a norm, and of a later one whose bits are counted by the kernel
+ * in between (if `later.counts`). */
 struct Followers {
     Encoding encodings[3];
     uint32_t n;
     Encoding later;
 };
 
-/* The same with a token's values in registers, N16 = n / 16, and encoded for what follows. */
+/* The norm of a token, thread l of 16 holding the values of columns l, l + 16, ..., N16 of them,
+ * and the inputs of what follows. */
+template <int N16>
+static __device__ inline void finish_norm(const Norm &a, const Followers &followers, size_t token,
+                                          uint32_t l, float value[N16])
+{
+    float lane = 0.0F;
+#pragma unroll
+    for (int i = 0; i < N16; i++)
+        lane += value[i];
+    float mean = fold_lanes(lane) / (float)a.n;
+    lane = 0.0F;
+#pragma unroll
+    for (int i = 0; i < N16; i++) {
+        value[i] -= mean;
+        lane = fmaf(value[i], value[i], lane);
+    }
+    float variance = fold_lanes(lane) / (float)a.n;
+    float factor = 1.0F / sqrtf(variance + a.eps);
+    float *y = a.y + token * a.n;
+#pragma unroll
+    for (int i = 0; i < N16; i++) {
+        value[i] = fmaf(value[i] * factor, a.gain[l + i * LANES], a.bias[l + i * LANES]);
+        y[l + i * LANES] = value[i];
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < 3; k++)
+        if (k < followers.n) encode_values<N16>(followers.encodings[k], token, l, value);
+    if (followers.later.counts && l == 0) begin_token(followers.later, token);
+}
+
+/* As add_norm_kernel, a token's values in registers, N16 = n / 16, and encoded for what follows. */
 template <int N16>
 static __global__ void __launch_bounds__(TOKEN_THREADS)
     add_norm_registers_kernel(Norm a, Followers followers)
@@ -111,29 +142,7 @@ static __global__ void __launch_bounds__(TOKEN_THREADS)
         for (int i = 0; i < N16; i++)
             value[i] += residual[l + i * LANES];
     }
-    float lane = 0.0F;
-#pragma unroll
-    for (int i = 0; i < N16; i++)
-        lane += value[i];
-    float mean = fold_lanes(lane) / (float)a.n;
-    lane = 0.0F;
-#pragma unroll
-    for (int i = 0; i < N16; i++) {
-        value[i] -= mean;
-        lane = fmaf(value[i], value[i], lane);
-    }
-    float variance = fold_lanes(lane) / (float)a.n;
-    float factor = 1.0F / sqrtf(variance + a.eps);
-    float *y = a.y + (size_t)token * a.n;
-#pragma unroll
-    for (int i = 0; i < N16; i++) {
-        value[i] = fmaf(value[i] * factor, a.gain[l + i * LANES], a.bias[l + i * LANES]);
-        y[l + i * LANES] = value[i];
-    }
-#pragma unroll
-    for (uint32_t k = 0; k < 3; k++)
-        if (k < followers.n) encode_values<N16>(followers.encodings[k], token, l, value);
-    if (followers.later.counts && l == 0) begin_token(followers.later, token);
+    finish_norm<N16>(a, followers, token, l, value);
 }
 
 struct RmsNorm {
@@ -158,7 +167,7 @@ static __global__ void rms_norm_kernel(RmsNorm a)
 
 /* y [n_tokens, n] = x * scale by columns. */
 static __global__ void scale_columns_kernel(const float *x, const float *scale, uint32_t n_tokens,
-                                     uint32_t n, float *y)
+                                            uint32_t n, float *y)
 {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < (size_t)n_tokens * n) y[i] = x[i] * scale[i % n];
@@ -166,7 +175,7 @@ static __global__ void scale_columns_kernel(const float *x, const float *scale, 
 
 /* sum [n_tokens] = weights [n] . x as float products add. */
 static __global__ void weighted_sum_kernel(const float *x, const float *weights, uint32_t n_tokens,
-                                    uint32_t n, float *sum)
+                                           uint32_t n, float *sum)
 {
     uint32_t token = blockIdx.x * TOKENS_A_BLOCK + threadIdx.x / LANES, l = threadIdx.x % LANES;
     if (token >= n_tokens) return;
@@ -178,8 +187,8 @@ static __global__ void weighted_sum_kernel(const float *x, const float *weights,
 }
 
 /* y [n_rows, n] = rows of x; of rows past n_rows, which pad a block, the first. */
-static __global__ void gather_kernel(const float *x, const uint32_t *rows, uint32_t n_padded, uint32_t n,
-                              float *y)
+static __global__ void gather_kernel(const float *x, const uint32_t *rows, uint32_t n_padded,
+                                     uint32_t n, float *y)
 {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < (size_t)n_padded * n) y[i] = x[(size_t)rows[i / n] * n + i % n];
