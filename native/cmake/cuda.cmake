@@ -35,9 +35,13 @@ add_library(
   src/arena.c
   src/quantizer.c
   src/status.c
+  src/cuda/attention.cu
   src/cuda/forward.cu
+  src/cuda/inputs.cu
   src/cuda/library.cu
   src/cuda/model.cu
+  src/cuda/norms.cu
+  src/cuda/products.cu
   src/cuda/session.cu)
 set_target_properties(bitm_cuda PROPERTIES C_VISIBILITY_PRESET hidden CUDA_VISIBILITY_PRESET hidden)
 target_include_directories(bitm_cuda PRIVATE include)

@@ -43,8 +43,8 @@ static __device__ inline void store_bits(const Encoding &e, size_t token, uint32
     for (uint32_t r = 0; r < SCORE_TILE; r++) {
         uint32_t planes[2] = {0, 0};
         for (uint32_t c = 0; c < SCORE_TILE; c++) {
-            int32_t code = static_code(e, context[r][c] * factors[r], column + c);
-            uint32_t bits = code_bits(e, code), place = column % 32 + c;
+            uint32_t bits = static_bits(e, context[r][c] * factors[r], column + c);
+            uint32_t place = column % 32 + c;
             planes[0] |= (bits & 1) << place;
             planes[1] |= (bits >> 1) << place;
         }

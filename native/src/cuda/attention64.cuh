@@ -1,9 +1,9 @@
 /* Softmax attention of floats for heads of 64 components, which are nearly all: the order of
  * attention.cuh, in larger tiles.
  *
- * A block of 128 threads computes 64 queries.  A thread's tile is 8 queries x 4 keys, and 8 queries x 4
- * components of the context: operands lie with their inner dimension outermost, so that three 16-byte
- * reads serve 32 multiply-adds. */
+ * A block of 128 threads computes 64 queries.  A thread's tile is 8 queries x 4 keys, and 8 queries
+ * x 4 components of the context: operands lie with their inner dimension outermost, so that three
+ * 16-byte reads serve 32 multiply-adds. */
 #ifndef BITM_CUDA_ATTENTION64_CUH
 #define BITM_CUDA_ATTENTION64_CUH
 
@@ -105,8 +105,8 @@ static __device__ inline void find_scores_64(const float *queries, const float *
 #pragma unroll
     for (int j = 0; j < KEYS_64; j++) {
         float *row = scores + j * STRIDE_64;
-        *(float4 *)row = make_float4(scale * total[0][j], scale * total[1][j],
-                                     scale * total[2][j], scale * total[3][j]);
+        *(float4 *)row = make_float4(scale * total[0][j], scale * total[1][j], scale * total[2][j],
+                                     scale * total[3][j]);
         *(float4 *)(row + 4) = make_float4(scale * total[4][j], scale * total[5][j],
                                            scale * total[6][j], scale * total[7][j]);
     }
@@ -130,6 +130,30 @@ static __device__ inline void exponentials_64(float *scores, uint32_t n_tokens, 
         }
         float sum = fold_lanes(lane);
         if (l == 0) factors[i] = 1.0F / sum;
+    }
+}
+
+/* A thread's tile of the context, of queries from `row` on of a sequence, which begins at token
+ * `begin`: as floats, or as bits. */
+static __device__ inline void store_context_64(const Attention &a, uint32_t begin, uint32_t row,
+                                               uint32_t n_tokens, uint32_t column,
+                                               const float *factors,
+                                               const float context[QUERIES_64][KEYS_64])
+{
+#pragma unroll
+    for (uint32_t r = 0; r < QUERIES_64; r += SCORE_TILE) {
+        if (a.encodes) {
+            uint32_t n_rows = row + r < n_tokens ? n_tokens - row - r : 0;
+            store_bits(a.encoding, begin + row + r, n_rows, column, context + r, factors + r);
+            continue;
+        }
+        for (uint32_t s = r; s < r + SCORE_TILE; s++) {
+            float f = factors[s];
+            if (row + s < n_tokens)
+                *(float4 *)(a.context + (size_t)(begin + row + s) * a.stride + column) =
+                    make_float4(context[s][0] * f, context[s][1] * f, context[s][2] * f,
+                                context[s][3] * f);
+        }
     }
 }
 
@@ -165,22 +189,8 @@ static __global__ void __launch_bounds__(THREADS_64, 3) attention64_kernel(Atten
             multiply_add_64(scores + (first + k) * STRIDE_64 + i, keys + k * STRIDE_64 + j,
                             context);
     }
-    uint32_t row = first_query + i, column = blockIdx.y * HEAD_64 + j;
-#pragma unroll
-    for (uint32_t r = 0; r < QUERIES_64; r += SCORE_TILE) {
-        if (a.encodes) {
-            uint32_t n_rows = row + r < n_tokens ? n_tokens - row - r : 0;
-            store_bits(a.encoding, begin + row + r, n_rows, column, context + r, factors + i + r);
-            continue;
-        }
-        for (uint32_t s = r; s < r + SCORE_TILE; s++) {
-            float f = factors[i + s];
-            if (row + s < n_tokens)
-                *(float4 *)(a.context + (size_t)(begin + row + s) * a.stride + column) =
-                    make_float4(context[s][0] * f, context[s][1] * f, context[s][2] * f,
-                                context[s][3] * f);
-        }
-    }
+    store_context_64(a, begin, first_query + i, n_tokens, blockIdx.y * HEAD_64 + j, factors + i,
+                     context);
 }
 
 #undef BITM_EACH_64

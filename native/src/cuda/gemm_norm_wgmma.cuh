@@ -1,5 +1,4 @@
-/* A product of bits, the residual, the norm and the inputs of what follows in one kernel, on
- * Hopper.
+/* A product, the residual, the norm and the inputs of what follows in one kernel, on Hopper.
  *
  * A block computes all outputs of TOKENS tokens, so that it has whole rows for the norm: outputs
  * are the left operand, tokens the right one.  Results become floats in the operands' shared
@@ -8,7 +7,7 @@
 #ifndef BITM_CUDA_GEMM_NORM_WGMMA_CUH
 #define BITM_CUDA_GEMM_NORM_WGMMA_CUH
 
-#include "gemm_wgmma.cuh"
+#include "gemm_wgmma_bytes.cuh"
 #include "tokens.cuh"
 
 namespace bitm {
@@ -19,161 +18,187 @@ struct ProductNorm {
     Followers followers;
 };
 
-enum { NORM_PIECES = 2 }; /* of every row in a stage */
-
-/* A warpgroup for every 16 tokens: a thread has n / 8 accumulators whatever `tokens` is. */
-static __host__ __device__ constexpr uint32_t norm_threads(uint32_t tokens)
-{
-    return tokens * 8;
-}
-
-static __host__ __device__ constexpr uint32_t norm_stages(uint32_t tokens)
-{
-    return tokens == 64 ? 7 : 4;
-}
-
-/* Pieces of a stage: n rows of weights, then the tokens. */
-static __host__ __device__ constexpr uint32_t norm_stage_pieces(uint32_t n, uint32_t tokens)
-{
-    return (n + tokens) * NORM_PIECES;
-}
-
-/* Floats from row to row of results: those of a warp fall into different banks. */
-static __host__ __device__ constexpr uint32_t norm_row(uint32_t n)
-{
-    return n + 4;
-}
-
-static __host__ __device__ constexpr uint32_t gemm_norm_shared_bytes(uint32_t n, uint32_t tokens)
-{
-    uint32_t operands = norm_stages(tokens) * norm_stage_pieces(n, tokens) * PIECE_BYTES;
-    uint32_t floats = norm_row(n) * tokens * (uint32_t)sizeof(float);
-    return operands > floats ? operands : floats;
-}
+/* A block's sizes: N16 is a sixteenth of the outputs, of which each warpgroup has TILES x 64. */
+template <int N16, int TOKENS_, int WARPGROUPS, bool BYTES_> struct NormShape {
+    static constexpr bool BYTES = BYTES_;
+    enum : uint32_t {
+        N = N16 * LANES,
+        TOKENS = TOKENS_,
+        THREADS = WARPGROUPS * 128,
+        TILES = N / 64 / WARPGROUPS,
+        WEIGHT_PIECES = BYTES_ ? 1 : 2, /* of a row in a stage */
+        INPUT_PIECES = BYTES_ ? BYTES_PIECES : 2,
+        STAGE_PIECES = N * WEIGHT_PIECES + TOKENS * INPUT_PIECES,
+        ROW = N + 4, /* floats from row to row of results: a warp's fall into different banks */
+        STAGES = ROW * TOKENS * 4 / (STAGE_PIECES * PIECE_BYTES) + 1, /* results fit */
+        SHARED_BYTES = STAGES * STAGE_PIECES * PIECE_BYTES,
+        BLOCKS = THREADS == 256 && TILES * TOKENS <= 192 ? 2 : 1, /* of a multiprocessor */
+    };
+};
 
 #if BITM_HAS_WGMMA
 
-/* Starts to copy a stage; they count as in fetch_stage. */
-template <int N, int TOKENS>
-static __device__ inline void fetch_norm_stage(const Product &p, uint32_t number, uint32_t token,
-                                               uint4 *shared)
+/* Starts to copy a stage; they count as in fetch_stage.  Pieces past a row's end are zeros. */
+template <typename S>
+static __device__ inline void fetch_norm_stage(const Product &p, uint32_t n_stages, uint32_t number,
+                                               uint32_t token, uint4 *shared)
 {
-    uint32_t n_stages = p.n_input_pieces / NORM_PIECES, first = number % n_stages * NORM_PIECES;
+    uint32_t stage = number % n_stages;
     const Term &term = p.terms[number / n_stages];
-    uint4 *to = shared + number % norm_stages(TOKENS) * norm_stage_pieces(N, TOKENS);
-    copy_rows<N, NORM_PIECES, norm_threads(TOKENS)>(p.weights + term.weight_plane * p.weight_stride,
-                                                    0, p.n_weight_pieces, first, to);
-    copy_rows<TOKENS, NORM_PIECES, norm_threads(TOKENS)>(
-        p.inputs + term.input_plane * p.input_stride, token, p.n_input_pieces, first,
-        to + N * NORM_PIECES);
+    const uint4 *inputs = p.inputs + term.input_plane * p.input_stride;
+    uint4 *to = shared + number % S::STAGES * S::STAGE_PIECES;
+    copy_rows<S::N, S::WEIGHT_PIECES, S::THREADS>(p.weights + term.weight_plane * p.weight_stride,
+                                                  0, p.n_weight_pieces, stage * S::WEIGHT_PIECES,
+                                                  to);
+    to += S::N * S::WEIGHT_PIECES;
+#pragma unroll
+    for (uint32_t i = threadIdx.x; i < S::TOKENS * S::INPUT_PIECES; i += S::THREADS) {
+        uint32_t piece = stage * S::INPUT_PIECES + i / TILE_ROWS % S::INPUT_PIECES;
+        uint32_t row = token + i / TILE_ROWS / S::INPUT_PIECES * TILE_ROWS + i % TILE_ROWS;
+        if (piece < p.n_input_pieces)
+            copy_async(to + i, inputs + piece_place(row, piece, p.n_input_pieces));
+        else
+            to[i] = make_uint4(0, 0, 0, 0);
+    }
 }
 
-/* acc = the sum over n_terms of a warpgroup's TILES x 64 outputs. */
-template <int N, int TOKENS, int TILES>
-static __device__ inline void multiply_norm_stages(const Product &p, uint32_t n_terms,
-                                                   uint32_t token, uint4 *shared,
-                                                   int32_t acc[TILES][TOKENS / 2])
+template <typename S, bool SIGNED>
+static __device__ inline void multiply_norm_stage(const uint4 *stage,
+                                                  int32_t acc[S::TILES][S::TOKENS / 2])
 {
-    constexpr uint32_t STAGES = norm_stages(TOKENS);
-    uint32_t n_stages = p.n_input_pieces / NORM_PIECES, n_all = n_stages * n_terms, s = 0;
-    for (; s < STAGES - 1; s++) {
-        if (s < n_all) fetch_norm_stage<N, TOKENS>(p, s, token, shared);
-        copy_commit();
-    }
-    s = 0;
-    for (uint32_t term = 0; term < n_terms; term++) {
-        for (uint32_t k = 0; k < n_stages; k++, s++) {
-            copy_wait<STAGES - 2>();
-            __syncthreads();
-            const uint4 *weights = shared + s % STAGES * norm_stage_pieces(N, TOKENS);
-            uint64_t inputs = tile_descriptor(weights + N * NORM_PIECES, NORM_PIECES);
-            weights += threadIdx.x / 128 * TILES * 64 * NORM_PIECES;
+    const uint4 *inputs = stage + S::N * S::WEIGHT_PIECES;
+    const uint4 *weights = stage + threadIdx.x / 128 * S::TILES * 64 * S::WEIGHT_PIECES;
+#pragma unroll
+    for (int tile = 0; tile < S::TILES; tile++, weights += 64 * S::WEIGHT_PIECES) {
+        if (!S::BYTES) {
+            if (tile == 0) wgmma_fence();
+            wgmma_bits_of<S::TOKENS>(acc[tile], tile_descriptor(weights, S::WEIGHT_PIECES),
+                                     tile_descriptor(inputs, S::INPUT_PIECES));
+        } else {
+            uint32_t a[4][4];
+            expand_weights(weights + threadIdx.x % 128 / WARP * 16, TILE_ROWS, a);
             wgmma_fence();
 #pragma unroll
-            for (int tile = 0; tile < TILES; tile++)
-                wgmma_bits_of<TOKENS>(
-                    acc[tile], tile_descriptor(weights + tile * 64 * NORM_PIECES, NORM_PIECES),
-                    inputs);
+            for (int k = 0; k < 4; k++) {
+                uint64_t b = tile_descriptor(inputs + k * 2 * TILE_ROWS, S::INPUT_PIECES);
+                wgmma_bytes_of<SIGNED, S::TOKENS>(acc[tile], a[k], b);
+            }
             wgmma_commit();
-            if (s + STAGES - 1 < n_all)
-                fetch_norm_stage<N, TOKENS>(p, s + STAGES - 1, token, shared);
-            copy_commit();
-            wgmma_wait<0>();
+            wgmma_wait<0>(); /* the registers of the weights are the next tile's */
         }
-        uint32_t multiplier = (uint32_t)p.terms[term].multiplier;
+    }
+    if (!S::BYTES) wgmma_commit();
+}
+
+/* acc += the product of a term; *s: the number of its first stage, then of the next term's. */
+template <typename S, bool SIGNED>
+static __device__ inline void multiply_norm_term(const Product &p, uint32_t n_stages,
+                                                 uint32_t n_all, uint32_t token, uint4 *shared,
+                                                 uint32_t *s, int32_t acc[S::TILES][S::TOKENS / 2])
+{
+    for (uint32_t k = 0; k < n_stages; k++, ++*s) {
+        copy_wait<S::STAGES - 2>();
+        __syncthreads();
+        multiply_norm_stage<S, SIGNED>(shared + *s % S::STAGES * S::STAGE_PIECES, acc);
+        if (*s + S::STAGES - 1 < n_all)
+            fetch_norm_stage<S>(p, n_stages, *s + S::STAGES - 1, token, shared);
+        copy_commit();
+        wgmma_wait<0>();
+    }
+}
+
+/* acc = the sum over n_terms of a warpgroup's outputs. */
+template <typename S>
+static __device__ inline void multiply_norm_terms(const Product &p, uint32_t n_terms,
+                                                  uint32_t token, uint4 *shared,
+                                                  int32_t acc[S::TILES][S::TOKENS / 2])
+{
+    uint32_t n_stages = ceil_div(p.n_input_pieces, S::INPUT_PIECES), n_all = n_stages * n_terms;
+#pragma unroll 1
+    for (uint32_t s = 0; s < S::STAGES - 1; s++) {
+        if (s < n_all) fetch_norm_stage<S>(p, n_stages, s, token, shared);
+        copy_commit();
+    }
+    uint32_t s = 0;
+    for (uint32_t t = 0; t < n_terms; t++) {
+        if (S::BYTES && p.terms[t].is_signed)
+            multiply_norm_term<S, true>(p, n_stages, n_all, token, shared, &s, acc);
+        else
+            multiply_norm_term<S, false>(p, n_stages, n_all, token, shared, &s, acc);
+        uint32_t multiplier = (uint32_t)p.terms[t].multiplier;
 #pragma unroll
-        for (int tile = 0; tile < TILES; tile++)
+        for (int tile = 0; tile < S::TILES; tile++)
 #pragma unroll
-            for (int i = 0; i < TOKENS / 2; i++)
+            for (int i = 0; i < S::TOKENS / 2; i++)
                 acc[tile][i] = (int32_t)((uint32_t)acc[tile][i] * multiplier);
     }
 }
 
-/* The linear's results, rows [TOKENS][norm_row(N)]. */
-template <int N, int TOKENS, int TILES>
+/* The linear's results, rows [TOKENS][ROW]. */
+template <typename S>
 static __device__ inline void finish_product(const Product &p, uint32_t token, bool dense,
-                                             int32_t acc[TILES][TOKENS / 2], float *results)
+                                             int32_t acc[S::TILES][S::TOKENS / 2], float *results)
 {
     const Epilogue &e = p.epilogue;
     int32_t multiplier = p.terms[1].multiplier;
 #pragma unroll
-    for (int i = 0; i < TILES * 2; i++) {
-        uint32_t o = (threadIdx.x / 128 * TILES + i / 2) * 64 + threadIdx.x % 128 / WARP * 16 +
+    for (int i = 0; i < S::TILES * 2; i++) {
+        uint32_t o = (threadIdx.x / 128 * S::TILES + i / 2) * 64 + threadIdx.x % 128 / WARP * 16 +
                      threadIdx.x % WARP / 4 + i % 2 * 8;
         float scale = e.row_scale[o], bias = e.bias[o];
         int32_t ones = dense ? (int32_t)p.row_ones[o] : 0;
 #pragma unroll
-        for (int j = 0; j < TOKENS / 4; j++) {
+        for (int j = 0; j < S::TOKENS / 4; j++) {
             uint32_t t = j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2;
             int32_t sum = acc[i / 2][j / 2 * 4 + i % 2 * 2 + j % 2];
             if (dense) sum = (sum + ones) * multiplier;
             if (p.subtract_code_sum) sum -= e.tokens.code_sum[token + t];
-            results[t * norm_row(N) + o] = finished<EPILOGUE_PLAIN>(e, 0, 0, (float)sum, scale,
-                                                                    bias, e.tokens.step[token + t]);
+            results[t * S::ROW + o] = finished<EPILOGUE_PLAIN>(e, 0, 0, (float)sum, scale, bias,
+                                                               e.tokens.step[token + t]);
         }
     }
 }
 
 #endif
 
-/* N16: a sixteenth of the outputs, which are 512, 768 or 1024. */
-template <int N16, int TOKENS>
-static __global__ void __launch_bounds__(norm_threads(TOKENS), TOKENS == 32 && N16 < 64 ? 2 : 1)
+template <int N16, int TOKENS, int WARPGROUPS, bool BYTES>
+static __global__ void __launch_bounds__(NormShape<N16, TOKENS, WARPGROUPS, BYTES>::THREADS,
+                                         NormShape<N16, TOKENS, WARPGROUPS, BYTES>::BLOCKS)
     gemm_norm_kernel(ProductNorm a)
 {
 #if BITM_HAS_WGMMA
+    typedef NormShape<N16, TOKENS, WARPGROUPS, BYTES> S;
     BITM_DYNAMIC_SHARED(shared);
-    constexpr int N = N16 * LANES, TILES = N * 16 / (64 * TOKENS);
     const Product &p = a.product;
     uint32_t token = blockIdx.x * TOKENS, n_terms = p.n_terms;
     bool dense = false;
-    if (p.n_nonzero != NULL) { /* as in gemm_wgmma.cuh */
+    if (!BYTES && p.n_nonzero != NULL) { /* as in gemm_wgmma.cuh */
         bool full = threadIdx.x >= TOKENS || p.n_nonzero[token + threadIdx.x] == p.n_columns;
         dense = __syncthreads_and(full) != 0;
         if (dense) n_terms--;
     }
-    int32_t acc[TILES][TOKENS / 2];
+    int32_t acc[S::TILES][TOKENS / 2];
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile++)
+    for (int tile = 0; tile < S::TILES; tile++)
 #pragma unroll
         for (int i = 0; i < TOKENS / 2; i++)
             acc[tile][i] = 0;
-    multiply_norm_stages<N, TOKENS, TILES>(p, n_terms, token, (uint4 *)shared, acc);
+    multiply_norm_terms<S>(p, n_terms, token, (uint4 *)shared, acc);
     float *results = (float *)shared;
     __syncthreads(); /* all products are done with the operands */
-    finish_product<N, TOKENS, TILES>(p, token, dense, acc, results);
+    finish_product<S>(p, token, dense, acc, results);
     __syncthreads();
 
     /* The two rows of a warp are 4 apart, in other banks. */
     uint32_t l = threadIdx.x % LANES, warp = threadIdx.x / WARP;
     uint32_t row = warp / 4 * 8 + warp % 4 + threadIdx.x % WARP / LANES * 4;
 #pragma unroll 1
-    for (int round = 0; round < 2; round++, row += TOKENS / 2) {
-        const float *residual = a.norm.residual + (size_t)(token + row) * N;
+    for (; row < TOKENS; row += S::THREADS / LANES) {
+        const float *residual = a.norm.residual + (size_t)(token + row) * S::N;
         float value[N16];
 #pragma unroll
         for (int i = 0; i < N16; i++)
-            value[i] = results[row * norm_row(N) + l + i * LANES] + residual[l + i * LANES];
+            value[i] = results[row * S::ROW + l + i * LANES] + residual[l + i * LANES];
         finish_norm<N16>(a.norm, a.followers, token + row, l, value);
     }
 #else

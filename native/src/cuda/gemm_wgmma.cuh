@@ -124,8 +124,8 @@ static __device__ inline void add_bits(const Product &p, const Encoding &e, uint
     float2 bias = *(const float2 *)(epilogue.bias + output);
     float x = finished<KIND>(epilogue, token, output, (float)first, scale.x, bias.x, step);
     float y = finished<KIND>(epilogue, token, output, (float)second, scale.y, bias.y, step);
-    uint32_t a = code_bits(e, static_code(e, x, output));
-    uint32_t b = code_bits(e, static_code(e, y, output + 1));
+    uint32_t a = static_bits(e, x, output);
+    uint32_t b = static_bits(e, y, output + 1);
     uint32_t place = j % 4 * 8 + threadIdx.x % 4 * 2;
     planes[0] |= ((a & 1) | (b & 1) << 1) << place;
     planes[1] |= (a >> 1 | (b & 2)) << place;

@@ -1,8 +1,9 @@
 /* Products of 1-bit weights and int8 codes on Hopper: wgmma m64n128k32.
  *
  * Weights are the left operand, which may come from registers: each thread expands the bits of its
- * part to bytes of 0 and 1, so that a stage's weights take an eighth of the shared memory and of its
- * bandwidth.  A block of two warpgroups computes 128 outputs x 128 tokens in stages of 128 columns. */
+ * part to bytes of 0 and 1, so that a stage's weights take an eighth of the shared memory and of
+ * its bandwidth.  A block of two warpgroups computes 128 outputs x 128 tokens in stages of 128
+ * columns. */
 #ifndef BITM_CUDA_GEMM_WGMMA_BYTES_CUH
 #define BITM_CUDA_GEMM_WGMMA_BYTES_CUH
 
@@ -44,25 +45,30 @@ static __device__ inline void fetch_bytes_stage(const Product &p, uint32_t numbe
                    weights + piece_place(output + threadIdx.x, stage, p.n_weight_pieces));
 }
 
-template <bool SIGNED>
-static __device__ inline void multiply_bytes_stage(const uint4 *stage, int32_t acc[64])
+/* A warp's part of the left operand, of 16 rows x 128 columns: a[k] for columns from 32 k.  The
+ * last 8 of the rows are `next` pieces on. */
+static __device__ inline void expand_weights(const uint4 *rows, uint32_t next, uint32_t a[4][4])
 {
-    const uint4 *weights = stage + WGMMA_TOKENS * BYTES_PIECES + threadIdx.x / WARP * 16;
     uint32_t shift = threadIdx.x % 4 * 4, row = threadIdx.x % WARP / 4;
-    uint4 bits[2] = {weights[row], weights[row + 8]};
+    uint4 bits[2] = {rows[row], rows[next + row]};
     const uint32_t words[2][4] = {{bits[0].x, bits[0].y, bits[0].z, bits[0].w},
                                   {bits[1].x, bits[1].y, bits[1].z, bits[1].w}};
-    uint32_t a[4][4];
 #pragma unroll
     for (int k = 0; k < 4; k++)
 #pragma unroll
         for (int r = 0; r < 4; r++)
             a[k][r] = bytes_of_bits(words[r % 2][k] >> shift >> (r / 2 * 16));
+}
+
+template <bool SIGNED>
+static __device__ inline void multiply_bytes_stage(const uint4 *stage, int32_t acc[64])
+{
+    uint32_t a[4][4];
+    expand_weights(stage + WGMMA_TOKENS * BYTES_PIECES + threadIdx.x / WARP * 16, TILE_ROWS, a);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; k++)
-        wgmma_bytes<SIGNED>(acc, a[k],
-                            tile_descriptor(stage + k * 2 * TILE_ROWS, BYTES_PIECES));
+        wgmma_bytes<SIGNED>(acc, a[k], tile_descriptor(stage + k * 2 * TILE_ROWS, BYTES_PIECES));
     wgmma_commit();
 }
 

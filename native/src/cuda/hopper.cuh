@@ -115,6 +115,21 @@ template <int N> static __device__ inline void copy_wait()
                    BITM_D8(48), BITM_D8(56)                                                        \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
+#define BITM_WGMMA_BYTES_64(types)                                                                 \
+    asm volatile("{wgmma.mma_async.sync.aligned.m64n64k32.s32." types " "                          \
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                         \
+                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "              \
+                 "{%32, %33, %34, %35}, %36, 1;}"                                                  \
+                 : BITM_D8(0), BITM_D8(8), BITM_D8(16), BITM_D8(24)                                \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+
+#define BITM_WGMMA_BYTES_32(types)                                                                 \
+    asm volatile("{wgmma.mma_async.sync.aligned.m64n32k32.s32." types " "                          \
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "                       \
+                 "{%16, %17, %18, %19}, %20, 1;}"                                                  \
+                 : BITM_D8(0), BITM_D8(8)                                                          \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+
 /* d [64 outputs, 128 tokens] += weights of 0 and 1 x codes over 32 columns. */
 template <bool SIGNED>
 static __device__ inline void wgmma_bytes(int32_t d[64], const uint32_t a[4], uint64_t b)
@@ -123,6 +138,26 @@ static __device__ inline void wgmma_bytes(int32_t d[64], const uint32_t a[4], ui
         BITM_WGMMA_BYTES("u8.s8");
     else
         BITM_WGMMA_BYTES("u8.u8");
+}
+
+/* The same of 64 tokens. */
+template <bool SIGNED>
+static __device__ inline void wgmma_bytes_64(int32_t d[32], const uint32_t a[4], uint64_t b)
+{
+    if (SIGNED)
+        BITM_WGMMA_BYTES_64("u8.s8");
+    else
+        BITM_WGMMA_BYTES_64("u8.u8");
+}
+
+/* The same of 32 tokens. */
+template <bool SIGNED>
+static __device__ inline void wgmma_bytes_32(int32_t d[16], const uint32_t a[4], uint64_t b)
+{
+    if (SIGNED)
+        BITM_WGMMA_BYTES_32("u8.s8");
+    else
+        BITM_WGMMA_BYTES_32("u8.u8");
 }
 
 #endif
@@ -134,6 +169,16 @@ template <int N> static __device__ inline void wgmma_bits_of(int32_t *d, uint64_
         wgmma_bits_64(d, a, b);
     else
         wgmma_bits_32(d, a, b);
+}
+
+/* d [64 outputs, N tokens] += weights of 0 and 1 x codes over 32 columns. */
+template <bool SIGNED, int N>
+static __device__ inline void wgmma_bytes_of(int32_t *d, const uint32_t a[4], uint64_t b)
+{
+    if (N == 64)
+        wgmma_bytes_64<SIGNED>(d, a, b);
+    else
+        wgmma_bytes_32<SIGNED>(d, a, b);
 }
 
 #endif

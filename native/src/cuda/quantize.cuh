@@ -36,7 +36,7 @@ struct Quantization {
     float step, base; /* the value of a code: step * code + base */
 };
 
-static __device__ inline float clipped(const Quantizer &q, float z)
+static __host__ __device__ inline float clipped(const Quantizer &q, float z)
 {
     if (!q.clips) return z;
     z = z > q.clip_lo ? z : q.clip_lo;
@@ -66,7 +66,7 @@ static __device__ inline Quantization quantization_of(const Quantizer &q, float 
 }
 
 /* See bitm_quantize__scalar; z is shifted and clipped. */
-static __device__ inline int32_t code_of(const Quantization &q, float z)
+static __host__ __device__ inline int32_t code_of(const Quantization &q, float z)
 {
     if (q.of.kind == KIND_SIGN || q.of.kind == KIND_BOOL)
         return (z > 0.0F) - (z < 0.0F && q.of.lo < 0.0F);
@@ -94,25 +94,33 @@ static __device__ inline int32_t free_code(float x, float factor, float max_code
     return (int32_t)(code < max_code ? code : max_code);
 }
 
+enum { MAX_THRESHOLDS = 3 };
+
 /* The inputs of one branch of a linear, to be made. */
 struct Encoding {
-    const float *x; /* [n_tokens, n] */
-    const float *shift; /* [n], NULL: none */
+    const float *x;        /* [n_tokens, n] */
+    const float *shift;    /* [n], NULL: none */
     const float *extremes; /* [n_tokens, 2] of the scope sequence */
     uint32_t n_tokens, n;
     Quantizer quantizer;
     uint32_t form;
-    uint32_t n_planes; /* FORM_PLANES */
-    uint32_t n_pieces; /* of a row of a plane */
+    uint32_t n_planes;   /* FORM_PLANES */
+    uint32_t n_pieces;   /* of a row of a plane */
     size_t plane_stride; /* pieces */
-    uint4 *planes; /* sign: positive, nonzero; int16: low, high byte; planes: bits from the lowest */
+    uint4
+        *planes; /* sign: positive, nonzero; int16: low, high byte; planes: bits from the lowest */
     float *floats; /* FORM_FLOAT: the values that the codes stand for [n_tokens, n] */
     float *step, *base;
     float *sum; /* NULL: not wanted */
     int32_t *code_sum;
     uint32_t *n_nonzero; /* sign: codes that are not 0 */
-    /* Kernels that write parts of rows add to code_sum and n_nonzero, which begin_token has cleared. */
+    /* Kernels that write parts of rows add to code_sum and n_nonzero, which begin_token has
+     * cleared. */
     uint32_t counts;
+    /* A static quantizer of few levels, for kernels that encode what they compute: a code is `lo`
+     * and one more for every threshold that is reached; 0 thresholds: signs. */
+    uint32_t n_thresholds;
+    float thresholds[MAX_THRESHOLDS];
 };
 
 static __device__ inline float shifted(const Encoding &e, const float *x, uint32_t i)
@@ -164,7 +172,6 @@ static __global__ void join_extremes_kernel(const uint32_t *first, float *extrem
         extremes[t * 2 + 1] = greatest;
     }
 }
-
 
 /* Four neighbouring values from column i on; zeros past the last. */
 static __device__ inline float4 four_values(const float *x, uint32_t n, uint32_t i)
@@ -261,8 +268,8 @@ static __global__ void __launch_bounds__(QUANTIZE_THREADS) encode_kernel(Encodin
             sum += code;
             size_t place = (size_t)(word / 4) * TILE_ROWS * 4 + word % 4;
             for (uint32_t p = 0; p < n_planes; p++) {
-                bool bit = e.form == FORM_PLANES ? (code >> p & 1) != 0
-                                                 : (p == 0 ? code > 0 : code != 0);
+                bool bit =
+                    e.form == FORM_PLANES ? (code >> p & 1) != 0 : (p == 0 ? code > 0 : code != 0);
                 uint32_t bits = __ballot_sync(ALL_THREADS, bit);
                 if (p == 1) n_nonzero += (uint32_t)__popc(bits);
                 if (lane == p) row[p * e.plane_stride * 4 + place] = bits;
@@ -276,20 +283,11 @@ static __global__ void __launch_bounds__(QUANTIZE_THREADS) encode_kernel(Encodin
     e.code_sum[token] = sum;
     if (e.form == FORM_SIGN) e.n_nonzero[token] = n_nonzero;
     if (e.sum == NULL) return;
-    e.sum[token] = e.quantizer.kind == KIND_NONE ? step * (float)sum
-                                                 : step * (float)sum + base * (float)e.n;
+    e.sum[token] =
+        e.quantizer.kind == KIND_NONE ? step * (float)sum : step * (float)sum + base * (float)e.n;
 }
 
 /* ---- Inputs made by the kernel that computes them ---- */
-
-static __device__ inline float half_warp_min(float x)
-{
-    for (int step = 8; step > 0; step /= 2) {
-        float other = __shfl_xor_sync(ALL_THREADS, x, step);
-        x = other < x ? other : x;
-    }
-    return x;
-}
 
 static __device__ inline float half_warp_max(float x)
 {
@@ -307,97 +305,65 @@ static __device__ inline int32_t half_warp_sum(int32_t x)
     return x;
 }
 
-/* Encodes a token whose 16 threads hold its values, thread l those of columns l, l + 16, ...: as
- * encode_kernel does, for rows without padding (16 * N16 is a multiple of 256) and scopes but that of
- * the sequence. */
+/* The value x of column i as bits of its code in the first two planes of its form, by thresholds.
+ * Divisions, as of code_of, would be too much code where many values are held in registers. */
+static __device__ inline uint32_t static_bits(const Encoding &e, float x, uint32_t i)
+{
+    float z = e.shift != NULL ? x + e.shift[i] : x;
+    if (e.n_thresholds == 0) {
+        uint32_t positive = z > 0.0F, negative = z < 0.0F && e.quantizer.lo < 0.0F;
+        return e.form == FORM_SIGN ? positive | (positive | negative) << 1 : positive;
+    }
+    uint32_t code = (uint32_t)(int32_t)e.quantizer.lo + (z >= e.thresholds[0]);
+    if (e.n_thresholds > 1) code += (z >= e.thresholds[1]) + (z >= e.thresholds[2]);
+    return code & 3;
+}
+
+/* As bytes by the runtime's own quantizer; returns the sum of this thread's codes. */
 template <int N16>
-static __device__ inline void encode_values(const Encoding &e, size_t token, uint32_t l,
-                                            const float values[N16])
+static __device__ inline int32_t encode_bytes(const Encoding &e, size_t token, uint32_t l,
+                                              const float values[N16], float *step)
 {
-    float step, base = 0.0F, factor = 0.0F;
-    float max_code = e.form == FORM_I8 ? 127.0F : 32767.0F;
-    Quantization q = {};
-    if (e.quantizer.kind == KIND_NONE) {
-        float greatest = 0.0F;
+    float greatest = 0.0F, max_code = e.form == FORM_I8 ? 127.0F : 32767.0F;
 #pragma unroll
-        for (int i = 0; i < N16; i++)
-            greatest = greater_abs(greatest, values[i]);
-        factor = free_factor(half_warp_max(greatest), max_code, &step);
-    } else {
-        float least = 0.0F, greatest = 0.0F;
-        if (e.quantizer.scope == SCOPE_TOKEN) {
+    for (int i = 0; i < N16; i++)
+        greatest = greater_abs(greatest, values[i]);
+    float factor = free_factor(half_warp_max(greatest), max_code, step);
+    uint8_t *low = (uint8_t *)(e.planes + piece_place(token, 0, e.n_pieces)) + l;
+    uint8_t *high = low + e.plane_stride * PIECE_BYTES;
+    int32_t sum = 0;
 #pragma unroll
-            for (int i = 0; i < N16; i++) {
-                float z = values[i] + (e.shift != NULL ? e.shift[l + i * LANES] : 0.0F);
-                z = clipped(e.quantizer, e.shift != NULL ? z : values[i]);
-                least = i == 0 || z < least ? z : least;
-                greatest = i == 0 || z > greatest ? z : greatest;
-            }
-            least = half_warp_min(least);
-            greatest = half_warp_max(greatest);
-        }
-        q = quantization_of(e.quantizer, least, greatest);
-        step = q.step;
-        base = q.base;
+    for (int i = 0; i < N16; i++) {
+        int32_t code = free_code(values[i], factor, max_code);
+        sum += code;
+        low[i * TILE_ROWS * PIECE_BYTES] = (uint8_t)code;
+        if (e.form == FORM_I16) high[i * TILE_ROWS * PIECE_BYTES] = (uint8_t)(code >> 8);
     }
-    int32_t sum = 0, n_nonzero = 0;
-    if (e.form == FORM_I8 || e.form == FORM_I16) {
-        uint8_t *low = (uint8_t *)(e.planes + piece_place(token, 0, e.n_pieces)) + l;
-        uint8_t *high = low + e.plane_stride * PIECE_BYTES;
-#pragma unroll
-        for (int i = 0; i < N16; i++) {
-            int32_t code = code_at(e, q, factor, max_code, values[i], l + i * LANES);
-            sum += code;
-            low[i * TILE_ROWS * PIECE_BYTES] = (uint8_t)code;
-            if (e.form == FORM_I16) high[i * TILE_ROWS * PIECE_BYTES] = (uint8_t)(code >> 8);
-        }
-    } else {
-        uint16_t *row = (uint16_t *)(e.planes + piece_place(token, 0, e.n_pieces));
-        uint32_t n_planes = e.form == FORM_SIGN ? 2 : e.n_planes, half = threadIdx.x & 16;
-        uint32_t mine[MAX_PLANES] = {0, 0, 0, 0};
-#pragma unroll
-        for (int i = 0; i < N16; i++) {
-            int32_t code = code_at(e, q, 0.0F, 0.0F, values[i], l + i * LANES);
-            sum += code;
-            n_nonzero += code != 0;
-#pragma unroll
-            for (uint32_t p = 0; p < MAX_PLANES; p++) {
-                if (p >= n_planes) break;
-                bool bit = e.form == FORM_PLANES ? (code >> p & 1) != 0
-                                                 : (p == 0 ? code > 0 : code != 0);
-                uint32_t bits = __ballot_sync(ALL_THREADS, bit) >> half & 0xFFFFu;
-                if (l == i % LANES) mine[p] = bits;
-                if (i % LANES == LANES - 1) { /* thread l has unit i - 15 + l */
-                    uint32_t unit = i - (LANES - 1) + l;
-                    row[p * e.plane_stride * 8 + (size_t)(unit / 8) * TILE_ROWS * 8 + unit % 8] =
-                        (uint16_t)mine[p];
-                }
-            }
-        }
-        n_nonzero = half_warp_sum(n_nonzero);
-    }
-    sum = half_warp_sum(sum);
-    if (l != 0) return;
-    e.step[token] = step;
-    e.base[token] = base;
-    e.code_sum[token] = sum;
-    if (e.form == FORM_SIGN) e.n_nonzero[token] = (uint32_t)n_nonzero;
-    e.sum[token] = e.quantizer.kind == KIND_NONE ? step * (float)sum
-                                                 : step * (float)sum + base * (float)e.n;
+    return sum;
 }
 
-/* Bits of a code in the first two planes of its form. */
-static __device__ inline uint32_t code_bits(const Encoding &e, int32_t code)
+/* As at most two planes of bits; n_bits: how many this thread has stored of each. */
+template <int N16>
+static __device__ inline void encode_bits(const Encoding &e, size_t token, uint32_t l,
+                                          const float values[N16], int32_t n_bits[2])
 {
-    if (e.form == FORM_PLANES) return (uint32_t)code & 3;
-    return (uint32_t)(code > 0) | (uint32_t)(code != 0) << 1;
-}
-
-/* The code of value x of column i by a static quantizer. */
-static __device__ inline int32_t static_code(const Encoding &e, float x, uint32_t i)
-{
-    Quantization q = {e.quantizer, e.quantizer.step, 1.0F, e.quantizer.step, 0.0F};
-    return code_of(q, clipped(e.quantizer, e.shift != NULL ? x + e.shift[i] : x));
+    uint16_t *row = (uint16_t *)(e.planes + piece_place(token, 0, e.n_pieces));
+    uint32_t n_planes = e.form == FORM_SIGN ? 2 : e.n_planes, half = threadIdx.x & 16;
+    uint32_t mine[2] = {0, 0};
+#pragma unroll
+    for (int i = 0; i < N16; i++) {
+        uint32_t bits = static_bits(e, values[i], l + i * LANES);
+#pragma unroll
+        for (uint32_t p = 0; p < 2; p++) {
+            uint32_t word = __ballot_sync(ALL_THREADS, bits >> p & 1) >> half & 0xFFFFu;
+            if (l == i % LANES) mine[p] = word;
+            if (i % LANES != LANES - 1 || p >= n_planes) continue;
+            uint32_t unit = i - (LANES - 1) + l; /* of 16 columns */
+            row[p * e.plane_stride * 8 + (size_t)(unit / 8) * TILE_ROWS * 8 + unit % 8] =
+                (uint16_t)mine[p];
+            n_bits[p] += __popc(mine[p]);
+        }
+    }
 }
 
 /* The sum of codes whose first two planes have so many bits. */
@@ -406,6 +372,29 @@ static __device__ inline int32_t sum_of_planes(const Encoding &e, int32_t first,
     if (e.form == FORM_SIGN) return 2 * first - second; /* positive, nonzero */
     if (e.n_planes == 1) return e.quantizer.lo < 0.0F ? -first : first;
     return first + (e.quantizer.lo < 0.0F ? -2 : 2) * second;
+}
+
+/* Encodes a token whose 16 threads hold its values, thread l those of columns l, l + 16, ...: as
+ * encode_kernel does, for rows without padding (16 * N16 is a multiple of 256). */
+template <int N16>
+static __device__ inline void encode_values(const Encoding &e, size_t token, uint32_t l,
+                                            const float values[N16])
+{
+    float step = e.quantizer.step;
+    int32_t sum, n_bits[2] = {0, 0};
+    if (e.quantizer.kind == KIND_NONE) {
+        sum = half_warp_sum(encode_bytes<N16>(e, token, l, values, &step));
+    } else {
+        encode_bits<N16>(e, token, l, values, n_bits);
+        n_bits[1] = half_warp_sum(n_bits[1]);
+        sum = sum_of_planes(e, half_warp_sum(n_bits[0]), n_bits[1]);
+    }
+    if (l != 0) return;
+    e.step[token] = step;
+    e.base[token] = 0.0F;
+    e.code_sum[token] = sum;
+    if (e.form == FORM_SIGN) e.n_nonzero[token] = (uint32_t)n_bits[1];
+    e.sum[token] = step * (float)sum;
 }
 
 /* What is known of a token before its codes, by a static quantizer. */

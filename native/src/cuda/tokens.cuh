@@ -118,9 +118,9 @@ static __device__ inline void finish_norm(const Norm &a, const Followers &follow
         value[i] = fmaf(value[i] * factor, a.gain[l + i * LANES], a.bias[l + i * LANES]);
         y[l + i * LANES] = value[i];
     }
-#pragma unroll
-    for (uint32_t k = 0; k < 3; k++)
-        if (k < followers.n) encode_values<N16>(followers.encodings[k], token, l, value);
+#pragma unroll 1
+    for (uint32_t k = 0; k < followers.n; k++)
+        encode_values<N16>(followers.encodings[k], token, l, value);
     if (followers.later.counts && l == 0) begin_token(followers.later, token);
 }
 

@@ -1,0 +1,283 @@
+/* Attention: of floats, of quantized operands, and with query, key and value in the same kernel. */
+#include <string.h>
+
+#include "attend_wgmma.cuh"
+#include "attention_general.cuh"
+#include "forward.cuh"
+
+namespace bitm {
+
+bool is_plain(const bitm_device_model *model, const Layer &l)
+{
+    return l.quantize_query.kind == KIND_NONE && l.quantize_key.kind == KIND_NONE &&
+           l.quantize_value.kind == KIND_NONE && l.quantize_probabilities.kind == KIND_NONE &&
+           model->network.config->score_rank == 0 && model->network.config->value_term == 0;
+}
+
+static size_t general_shared_bytes(uint32_t max_length)
+{
+    return 4 * sizeof(float) + (size_t)max_length * (sizeof(float) + sizeof(int16_t));
+}
+
+bool attention_shape(const bitm_device_model *model, uint32_t max_length, uint32_t n_blocks,
+                     AttentionShape *shape)
+{
+    static const AttentionShape shapes[] = {
+        {64, 64, 0}, {32, 64, 0}, {16, 64, 0}, {16, 16, 0}, {4, 16, 0}};
+    enum { FEW_BLOCKS = 256 };
+    uint32_t head_size = model->network.config->head_size;
+    bool found = false;
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        AttentionShape s = shapes[i];
+        s.shared_bytes = attention_shared_bytes(head_size, s.n_queries, s.n_keys, max_length);
+        if (s.shared_bytes > model->shared_bytes) continue;
+        *shape = s;
+        found = true;
+        /* Smaller blocks where there would be too few of them. */
+        if (n_blocks == 0 || n_blocks * 64 / s.n_queries >= FEW_BLOCKS || s.n_queries <= 16) break;
+    }
+    return found && general_shared_bytes(max_length) <= model->shared_bytes;
+}
+
+/* encoding: what the context becomes in the place of floats; NULL: floats. */
+static Attention attention_of(const Work &w, const Encoding *encoding)
+{
+    const bitm_device_model *model = w.session->model;
+    const Buffers &b = w.session->buffers;
+    Attention a = {};
+    a.query = b.query;
+    a.key = b.key;
+    a.value = b.value;
+    a.context = b.context;
+    a.stride = model->network.attention_size;
+    a.head_size = model->network.config->head_size;
+    a.score_scale = model->network.config->score_scale;
+    a.first = w.batch->first;
+    a.encodes = encoding != NULL;
+    if (encoding != NULL) a.encoding = *encoding;
+    return a;
+}
+
+static void plain_attention(const Work &w, const Encoding *encoding)
+{
+    const bitm_device_model *model = w.session->model;
+    const bitm_file_config *config = model->network.config;
+    const Batch &batch = *w.batch;
+    Attention a = attention_of(w, encoding);
+    uint32_t n_blocks = ceil_div(batch.max_length, BLOCK_64) * config->n_heads * batch.n_sequences;
+    size_t shared = attention64_shared_bytes(batch.max_length);
+    if (config->head_size == HEAD_64 && shared <= model->shared_bytes) {
+        dim3 grid(ceil_div(batch.max_length, BLOCK_64), config->n_heads, batch.n_sequences);
+        BITM_LAUNCH(attention64_kernel, grid, THREADS_64, shared, w.session->stream, a);
+        return;
+    }
+    AttentionShape shape = {};
+    (void)attention_shape(model, batch.max_length, n_blocks, &shape);
+    a.n_queries = shape.n_queries;
+    a.n_keys = shape.n_keys;
+    a.score_stride = score_stride(batch.max_length, shape.n_keys);
+    dim3 grid(ceil_div(batch.max_length, shape.n_queries), config->n_heads, batch.n_sequences);
+    if (ceil_div(config->head_size, LANES) == 4)
+        BITM_LAUNCH(attention_kernel<4>, grid, ATTENTION_THREADS, shape.shared_bytes,
+                    w.session->stream, a);
+    else
+        BITM_LAUNCH(attention_kernel<0>, grid, ATTENTION_THREADS, shape.shared_bytes,
+                    w.session->stream, a);
+}
+
+static void quantize_operand(const Work &w, const Quantizer &quantizer, int operand, float *x)
+{
+    if (quantizer.kind == KIND_NONE) return;
+    const Buffers &b = w.session->buffers;
+    Encoding e = {};
+    e.x = x;
+    e.n_tokens = w.n_tokens;
+    e.n = w.session->model->network.attention_size;
+    e.quantizer = quantizer;
+    e.step = b.operand_step[operand];
+    e.base = b.operand_base[operand];
+    find_extremes(w, &e);
+    BITM_LAUNCH(encode_operand_kernel, ceil_div(w.n_tokens, WARPS_A_BLOCK), QUANTIZE_THREADS, 0,
+                w.session->stream, e, b.codes[operand], x);
+}
+
+static void float_terms(const Work &w, const Layer &layer, const float *x)
+{
+    const Buffers &b = w.session->buffers;
+    if (w.session->model->network.config->score_rank > 0) {
+        linear(w, layer.query_p, x, 0, b.low_rank[0]);
+        linear(w, layer.query_m, x, 0, b.low_rank[1]);
+        linear(w, layer.key_p, x, 0, b.low_rank[2]);
+        linear(w, layer.key_m, x, 0, b.low_rank[3]);
+    }
+    if (w.session->model->network.config->value_term)
+        linear(w, layer.value_term, x, 0, b.value_term);
+}
+
+static void general_attention(const Work &w, const Layer &layer, const float *x)
+{
+    const bitm_device_model *model = w.session->model;
+    const bitm_file_config *config = model->network.config;
+    const Buffers &b = w.session->buffers;
+    const Batch &batch = *w.batch;
+    cudaStream_t stream = w.session->stream;
+    quantize_operand(w, layer.quantize_query, QUERY, b.query);
+    quantize_operand(w, layer.quantize_key, KEY, b.key);
+    quantize_operand(w, layer.quantize_value, VALUE, b.value);
+    float_terms(w, layer, x);
+    GeneralAttention a = {};
+    a.query = b.query;
+    a.key = b.key;
+    a.value = b.value;
+    a.query_codes = b.codes[QUERY];
+    a.key_codes = b.codes[KEY];
+    a.value_codes = b.codes[VALUE];
+    a.query_step = b.operand_step[QUERY];
+    a.key_step = b.operand_step[KEY];
+    a.value_step = b.operand_step[VALUE];
+    a.value_base = b.operand_base[VALUE];
+    for (int i = 0; i < LOW_RANK_TERMS; i++)
+        a.low_rank[i] = b.low_rank[i];
+    a.value_term = config->value_term ? b.value_term : NULL;
+    a.context = b.context;
+    a.stride = model->network.attention_size;
+    a.n_heads = config->n_heads;
+    a.head_size = config->head_size;
+    a.rank = config->score_rank;
+    a.score_scale = config->score_scale;
+    a.softmax = config->attention_normalizer == BITM_NORMALIZER_SOFTMAX;
+    a.integer_scores =
+        layer.quantize_query.kind != KIND_NONE && layer.quantize_key.kind != KIND_NONE;
+    a.integer_context = layer.quantize_probabilities.kind != KIND_NONE &&
+                        layer.quantize_value.kind != KIND_NONE &&
+                        layer.quantize_value.scope != SCOPE_TOKEN;
+    a.probabilities = layer.quantize_probabilities;
+    a.minimum_counts_zero = config->flags & BITM_FLAG_PROBABILITY_MIN_ZERO;
+    a.first = batch.first;
+    a.sequence_of = batch.sequence_of;
+    a.extremes = b.probability_extremes;
+    dim3 grid(batch.n_tokens, config->n_heads);
+    size_t shared = general_shared_bytes(batch.max_length);
+    if (a.probabilities.kind != KIND_NONE && a.probabilities.scope != SCOPE_STATIC) {
+        BITM_LAUNCH(probability_extremes_kernel, grid, GENERAL_THREADS, shared, stream, a);
+        BITM_LAUNCH(join_probability_extremes_kernel, batch.n_sequences, WARP, 0, stream, a);
+    }
+    BITM_LAUNCH(general_attention_kernel, grid, GENERAL_THREADS, shared, stream, a);
+}
+
+/* Whether attention can write its context as the bits of attention_output's inputs. */
+static bool can_encode_context(const Work &w, const Layer &layer)
+{
+    const bitm_device_model *model = w.session->model;
+    const Linear &next = layer.attention_output;
+    return is_plain(model, layer) && model->network.config->head_size == VALUE_COLUMNS &&
+           next.n_branches == 1 && pieces_of_bits(next.columns) * PIECE_BITS == next.columns &&
+           can_follow_in_parts(w, next);
+}
+
+const Linear *counted_after_attention(const Work &w, const Layer &layer)
+{
+    bool counts = can_encode_context(w, layer) && can_count(w, layer.attention_output);
+    return counts ? &layer.attention_output : NULL;
+}
+
+void run_attention(const Work &w, const Layer &layer, const float *x, Inputs *context)
+{
+    const Linear &next = layer.attention_output;
+    *context = Inputs();
+    if (!is_plain(w.session->model, layer)) {
+        general_attention(w, layer, x);
+    } else if (!can_encode_context(w, layer)) {
+        plain_attention(w, NULL);
+    } else {
+        Encoding encoding;
+        plan_inputs(w, &next.branches[0], NULL, next.columns,
+                    &w.session->buffers.encoded[AFTER_ATTENTION], context, &encoding);
+        encoding.counts = can_count(w, next);
+        plain_attention(w, &encoding);
+        sum_planes(w, encoding);
+    }
+}
+
+/* Fills what attend_kernel is given but for attention; false where it cannot run. */
+static bool plan_attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
+                        Attend *a)
+{
+    const Linear *const linears[] = {&layer.query, &layer.key, &layer.value};
+    const bitm_device_model *model = w.session->model;
+    if (model->has_wgmma == 0 || w.batch->max_length > BLOCK_64 || !is_plain(model, layer) ||
+        model->network.config->head_size != HEAD_64)
+        return false;
+    for (int i = 0; i < 3; i++)
+        if (!is_plain_product(w, *linears[i])) return false;
+    *a = Attend();
+    for (int i = 0; i < 3; i++) {
+        const Branch *branch = &linears[i]->branches[0];
+        if (inputs[i].made_for == NULL && i > 0 && is_same(inputs[i - 1].made_for, branch))
+            inputs[i] = inputs[i - 1];
+        make_inputs(w, branch, x, linears[i]->columns, &inputs[i]);
+        Product p = product_of(w, branch, inputs[i], linears[i]->columns);
+        if (i == 0) a->product = p;
+        if (inputs[i].form != inputs[0].form || p.n_terms != a->product.n_terms ||
+            memcmp(p.terms, a->product.terms, p.n_terms * sizeof p.terms[0]) != 0)
+            return false;
+        uint32_t set = a->n_sets;
+        for (int k = 0; k < i; k++)
+            if (a->linears[k].inputs == p.inputs) set = a->linears[k].set;
+        if (set == a->n_sets) a->n_sets++;
+        a->linears[i] = HeadLinear{p.inputs,
+                                   p.weights,
+                                   set,
+                                   p.n_nonzero,
+                                   inputs[i].facts.step,
+                                   inputs[i].facts.code_sum,
+                                   branch->row_scale,
+                                   branch->bias,
+                                   branch->row_ones};
+    }
+    const Product &p = a->product;
+    bool bytes = inputs[0].form == BITM_INPUT_I8 || inputs[0].form == BITM_INPUT_I16;
+    if (bytes && p.n_input_pieces != p.n_weight_pieces * BYTES_PIECES) return false;
+    a->n_weight_planes = layer.query.branches[0].n_planes;
+    for (uint32_t t = 0; t < p.n_terms; t++)
+        if (p.terms[t].input_plane >= a->n_input_planes)
+            a->n_input_planes = p.terms[t].input_plane + 1;
+    return attend_shared_bytes(*a) <= model->shared_bytes;
+}
+
+bool attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3], Inputs *context)
+{
+    const Linear &next = layer.attention_output;
+    Attend a;
+    if (!plan_attend(w, layer, x, inputs, &a)) return false;
+    Encoding encoding;
+    bool encodes = can_encode_context(w, layer);
+    *context = Inputs();
+    if (encodes) {
+        plan_inputs(w, &next.branches[0], NULL, next.columns,
+                    &w.session->buffers.encoded[AFTER_ATTENTION], context, &encoding);
+        encoding.counts = can_count(w, next);
+    }
+    a.attention = attention_of(w, encodes ? &encoding : NULL);
+    dim3 grid(w.session->model->network.config->n_heads, w.batch->n_sequences);
+    size_t shared = attend_shared_bytes(a);
+    if (inputs[0].form == BITM_INPUT_I8 || inputs[0].form == BITM_INPUT_I16)
+        BITM_LAUNCH(attend_kernel<true>, grid, THREADS_64, shared, w.session->stream, a);
+    else
+        BITM_LAUNCH(attend_kernel<false>, grid, THREADS_64, shared, w.session->stream, a);
+    if (encodes) sum_planes(w, encoding);
+    return true;
+}
+
+bitm_status prepare_attention(const bitm_device_model *model, bitm_error *err)
+{
+    BITM_TRY_STATUS(allow_shared(attention64_kernel, model, err));
+    BITM_TRY_STATUS(allow_shared(attend_kernel<true>, model, err));
+    BITM_TRY_STATUS(allow_shared(attend_kernel<false>, model, err));
+    BITM_TRY_STATUS(allow_shared(attention_kernel<4>, model, err));
+    BITM_TRY_STATUS(allow_shared(attention_kernel<0>, model, err));
+    BITM_TRY_STATUS(allow_shared(general_attention_kernel, model, err));
+    return allow_shared(probability_extremes_kernel, model, err);
+}
+
+} // namespace bitm

@@ -1,0 +1,235 @@
+/* Linears. */
+#include "forward.cuh"
+#include "gemm.cuh"
+#include "gemm_float.cuh"
+#include "gemm_wgmma.cuh"
+#include "gemm_wgmma_bytes.cuh"
+
+namespace bitm {
+
+/* Planes of an input form: which, and what a bit or a byte of it counts. */
+struct InputPlane {
+    uint32_t plane;
+    int32_t weight;
+    uint32_t is_signed;
+};
+
+static uint32_t input_planes(const Branch *branch, bitm_input_form form, InputPlane planes[])
+{
+    if (form == BITM_INPUT_I8) {
+        planes[0] = InputPlane{0, 1, 1};
+        return 1;
+    }
+    if (form == BITM_INPUT_I16) { /* plane 0: the low bytes */
+        planes[0] = InputPlane{1, 256, 1};
+        planes[1] = InputPlane{0, 1, 0};
+        return 2;
+    }
+    if (form == BITM_INPUT_SIGN) { /* 2 * positive - nonzero */
+        planes[0] = InputPlane{0, 2, 0};
+        planes[1] = InputPlane{1, -1, 0};
+        return 2;
+    }
+    const int32_t *weights;
+    uint32_t n = bitm_quantizer_planes(branch->host->quantizer, &weights);
+    for (uint32_t i = 0; i < n; i++)
+        planes[i] = InputPlane{n - 1 - i, weights[n - 1 - i], 0};
+    return n;
+}
+
+/* The terms of a product, highest first: weight planes times input planes.  Every ratio of two
+ * neighbours is a whole number. */
+static void set_terms(const Branch *branch, bitm_input_form form, Product *p)
+{
+    InputPlane planes[MAX_PLANES];
+    uint32_t n = input_planes(branch, form, planes);
+    int32_t values[MAX_TERMS + 1];
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t w = 0; w < branch->n_planes; w++) {
+            values[p->n_terms] = planes[i].weight * (w == 0 ? 2 : -1);
+            p->terms[p->n_terms++] = Term{w, planes[i].plane, 0, planes[i].is_signed};
+        }
+    }
+    values[p->n_terms] = 1;
+    for (uint32_t i = 0; i < p->n_terms; i++)
+        p->terms[i].multiplier = values[i] / values[i + 1];
+    p->subtract_code_sum = branch->n_planes == 1;
+}
+
+/* A product of bits by wgmma. */
+template <int KIND>
+static void launch_bits_product(const Product &p, const Encoding &e, cudaStream_t stream)
+{
+    dim3 grid(ceil_div(p.n_outputs, WGMMA_OUTPUTS), ceil_div(p.n_tokens, WGMMA_TOKENS));
+    uint32_t pieces = wgmma_pieces(p.n_input_pieces), shared = wgmma_shared_bytes(pieces);
+    if (pieces == 6)
+        BITM_LAUNCH((gemm_wgmma_kernel<6, KIND>), grid, WGMMA_THREADS, shared, stream, p, e);
+    else if (pieces == 4)
+        BITM_LAUNCH((gemm_wgmma_kernel<4, KIND>), grid, WGMMA_THREADS, shared, stream, p, e);
+    else
+        BITM_LAUNCH((gemm_wgmma_kernel<2, KIND>), grid, WGMMA_THREADS, shared, stream, p, e);
+}
+
+/* The kernel of a product, by what the device has. */
+template <int KIND>
+static void launch_product(const Product &p, const Encoding &e, bool bytes, bool wgmma,
+                           cudaStream_t stream)
+{
+    dim3 grid(ceil_div(p.n_outputs, GEMM_OUTPUTS), ceil_div(p.n_tokens, GEMM_TOKENS));
+    dim3 wide(ceil_div(p.n_outputs, WGMMA_OUTPUTS), ceil_div(p.n_tokens, WGMMA_TOKENS));
+    if (!wgmma && bytes)
+        BITM_LAUNCH((gemm_kernel<true, KIND>), grid, GEMM_THREADS, 0, stream, p);
+    else if (!wgmma)
+        BITM_LAUNCH((gemm_kernel<false, KIND>), grid, GEMM_THREADS, 0, stream, p);
+    else if (bytes)
+        BITM_LAUNCH(gemm_wgmma_bytes_kernel<KIND>, wide, WGMMA_THREADS, BYTES_SHARED_BYTES, stream,
+                    p);
+    else
+        launch_bits_product<KIND>(p, e, stream);
+}
+
+template <int KIND>
+static bitm_status allow_bits_products(const bitm_device_model *model, bitm_error *err)
+{
+    BITM_TRY_STATUS(allow_shared(gemm_wgmma_kernel<6, KIND>, model, err));
+    return allow_shared(gemm_wgmma_kernel<4, KIND>, model, err);
+}
+
+template <int KIND>
+static bitm_status allow_products(const bitm_device_model *model, bitm_error *err)
+{
+    BITM_TRY_STATUS(allow_bits_products<KIND>(model, err));
+    return allow_shared(gemm_wgmma_bytes_kernel<KIND>, model, err);
+}
+
+bool is_plain_product(const Work &w, const Linear &linear)
+{
+    const Branch &branch = linear.branches[0];
+    bitm_input_form form =
+        bitm_inputs_form((bitm_activations)w.session->limits.activations, branch.host);
+    return linear.n_branches == 1 && form != BITM_INPUT_FLOAT && branch.row_offset == NULL &&
+           branch.row_base == NULL;
+}
+
+Product product_of(const Work &w, const Branch *branch, const Inputs &inputs, uint32_t columns)
+{
+    uint32_t rows = branch->weight.rows;
+    Product p = {};
+    p.weights = branch->planes;
+    p.weight_stride = (size_t)ceil_div(rows, ROW_BLOCK) * ROW_BLOCK * branch->n_pieces;
+    p.inputs = inputs.place->planes;
+    p.input_stride = inputs.plane_stride;
+    p.n_tokens = w.n_tokens;
+    p.n_outputs = rows;
+    p.n_weight_pieces = branch->n_pieces;
+    p.n_input_pieces = inputs.n_pieces;
+    set_terms(branch, inputs.form, &p);
+    if (inputs.form == BITM_INPUT_SIGN && branch->n_planes == 1) {
+        p.n_nonzero = inputs.place->n_nonzero;
+        p.row_ones = branch->row_ones;
+        p.n_columns = columns;
+    }
+    return p;
+}
+
+static void run_product(const Work &w, const Branch *branch, const Inputs &inputs, uint32_t columns,
+                        const Epilogue &epilogue, const Encoding *encoding)
+{
+    cudaStream_t stream = w.session->stream;
+    uint32_t rows = branch->weight.rows;
+    if (inputs.form == BITM_INPUT_FLOAT) {
+        FloatProduct p = {branch->weight, inputs.floats, w.n_tokens, epilogue};
+        dim3 grid(ceil_div(rows, FLOAT_OUTPUTS), ceil_div(w.n_tokens, FLOAT_TOKENS));
+        BITM_LAUNCH(gemm_float_kernel, grid, FLOAT_THREADS, 0, stream, p);
+        return;
+    }
+    Product p = product_of(w, branch, inputs, columns);
+    p.epilogue = epilogue;
+    bool bytes = inputs.form == BITM_INPUT_I8 || inputs.form == BITM_INPUT_I16;
+    bool wgmma = w.session->model->has_wgmma != 0;
+    bool plain = epilogue.row_offset == NULL && epilogue.row_base == NULL && !epilogue.accumulate;
+    Encoding none = {};
+    if (encoding != NULL && epilogue.activation == 0)
+        launch_bits_product<EPILOGUE_BITS>(p, *encoding, stream);
+    else if (encoding != NULL)
+        launch_bits_product<EPILOGUE_GELU_BITS>(p, *encoding, stream);
+    else if (plain && epilogue.activation == 0)
+        launch_product<EPILOGUE_PLAIN>(p, none, bytes, wgmma, stream);
+    else if (plain && epilogue.activation == BITM_ACTIVATION_GELU)
+        launch_product<EPILOGUE_GELU>(p, none, bytes, wgmma, stream);
+    else
+        launch_product<EPILOGUE_ANY>(p, none, bytes, wgmma, stream);
+}
+
+Epilogue epilogue_of(const Branch *branch, const Inputs &inputs, uint32_t activation,
+                     float *outputs)
+{
+    Epilogue e = {};
+    e.row_scale = branch->row_scale;
+    e.row_offset = branch->row_offset;
+    /* A base only where codes are multiplied: floats have it in them. */
+    e.row_base = inputs.form != BITM_INPUT_FLOAT ? branch->row_base : NULL;
+    e.bias = branch->bias;
+    e.tokens = inputs.facts;
+    e.outputs = outputs;
+    e.stride = branch->weight.rows;
+    e.activation = activation;
+    return e;
+}
+
+void run_linear(const Work &w, const Linear &linear, const float *x, uint32_t activation,
+                float *outputs, Inputs *inputs)
+{
+    for (uint32_t i = 0; i < linear.n_branches; i++) {
+        const Branch *branch = &linear.branches[i];
+        make_inputs(w, branch, x, linear.columns, inputs);
+        bool last = i + 1 == linear.n_branches;
+        Epilogue e = epilogue_of(branch, *inputs, last ? activation : 0, outputs);
+        e.accumulate = i > 0;
+        run_product(w, branch, *inputs, linear.columns, e, NULL);
+    }
+}
+
+bool can_write_bits(const Work &w, const Linear &linear, uint32_t activation, const Linear &next)
+{
+    const Branch *branch = &linear.branches[0];
+    bitm_input_form form =
+        bitm_inputs_form((bitm_activations)w.session->limits.activations, branch->host);
+    return w.session->model->has_wgmma != 0 && linear.n_branches == 1 && next.n_branches == 1 &&
+           (form == BITM_INPUT_SIGN || form == BITM_INPUT_PLANES) &&
+           (activation == 0 || activation == BITM_ACTIVATION_GELU) && branch->row_offset == NULL &&
+           branch->row_base == NULL && linear.rows % WGMMA_OUTPUTS == 0 &&
+           pieces_of_bits(linear.rows) * PIECE_BITS == linear.rows && can_follow_in_parts(w, next);
+}
+
+void run_linear_to_bits(const Work &w, const Linear &linear, const float *x, uint32_t activation,
+                        const Linear &next, Inputs *inputs, Inputs *next_inputs)
+{
+    const Branch *branch = &linear.branches[0];
+    Encoding encoding;
+    make_inputs(w, branch, x, linear.columns, inputs);
+    plan_inputs(w, &next.branches[0], NULL, linear.rows, &w.session->buffers.encoded[AFTER_PRODUCT],
+                next_inputs, &encoding);
+    encoding.counts = can_count(w, next);
+    Epilogue e = epilogue_of(branch, *inputs, activation, NULL);
+    run_product(w, branch, *inputs, linear.columns, e, &encoding);
+    sum_planes(w, encoding);
+}
+
+void linear(const Work &w, const Linear &linear, const float *x, uint32_t activation,
+            float *outputs)
+{
+    Inputs inputs = {};
+    run_linear(w, linear, x, activation, outputs, &inputs);
+}
+
+bitm_status prepare_products(const bitm_device_model *model, bitm_error *err)
+{
+    BITM_TRY_STATUS(allow_products<EPILOGUE_PLAIN>(model, err));
+    BITM_TRY_STATUS(allow_products<EPILOGUE_GELU>(model, err));
+    BITM_TRY_STATUS(allow_products<EPILOGUE_ANY>(model, err));
+    BITM_TRY_STATUS(allow_bits_products<EPILOGUE_BITS>(model, err));
+    return allow_bits_products<EPILOGUE_GELU_BITS>(model, err);
+}
+
+} // namespace bitm
