@@ -315,5 +315,7 @@ def test_a_sign_model_runs_no_float_product_in_its_layers(tmp_path: Path) -> Non
     model = quantize(ModelFile(c, encoder(rng, c), {}, None, {}), rng, FORMS["signs"])
     bitm_formats.write(tmp_path / "m.bitm", model)
     with Model(tmp_path / "m.bitm") as runtime:
+        if runtime.info["device"] != "cpu":  # device_twin runs this test on a GPU
+            pytest.skip("expected: a GPU has no kernels to choose from")
         products = runtime.info["kernels"]
     assert {op for op in products if op.startswith("gemm_")} == {"gemm_w1sign", "gemm_w1planes"}

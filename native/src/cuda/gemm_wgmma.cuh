@@ -112,29 +112,27 @@ static __global__ void has_wgmma_kernel(uint32_t *has)
     *has = BITM_HAS_WGMMA;
 }
 
-/* Adds the bits of two outputs of tile j to the words of their planes; after every fourth tile four
- * neighbouring threads have the 32 bits of a word between them, and store it. */
+/* The value of an output as bits of its code. */
 template <int KIND>
-static __device__ inline void add_bits(const Product &p, const Encoding &e, uint32_t token,
-                                       uint32_t output, int32_t first, int32_t second, float step,
-                                       int j, uint32_t planes[2], int32_t n_bits[2])
+static __device__ inline uint32_t output_bits(const Encoding &e, uint32_t output, int32_t dot,
+                                              float scale, float bias, float step)
 {
-    const Epilogue &epilogue = p.epilogue;
-    float2 scale = *(const float2 *)(epilogue.row_scale + output);
-    float2 bias = *(const float2 *)(epilogue.bias + output);
-    float x = finished<KIND>(epilogue, token, output, (float)first, scale.x, bias.x, step);
-    float y = finished<KIND>(epilogue, token, output, (float)second, scale.y, bias.y, step);
-    uint32_t a = static_bits(e, x, output);
-    uint32_t b = static_bits(e, y, output + 1);
-    uint32_t place = j % 4 * 8 + threadIdx.x % 4 * 2;
-    planes[0] |= ((a & 1) | (b & 1) << 1) << place;
-    planes[1] |= (a >> 1 | (b & 2)) << place;
-    if (j % 4 != 3) return;
+    float x = fmaf((float)dot, scale * step, bias);
+    return KIND == EPILOGUE_GELU_BITS ? static_bits_of_gelu(e, x, output)
+                                      : static_bits(e, x, output);
+}
+
+/* Stores the words of a row's planes that four neighbouring threads have the bits of between them,
+ * and counts them. */
+static __device__ inline void store_words(const Encoding &e, uint32_t token, uint32_t n_tokens,
+                                          uint32_t output, uint32_t planes[2], int32_t n_bits[2])
+{
     uint32_t n_planes = e.form == FORM_SIGN ? 2 : e.n_planes;
+#pragma unroll
     for (uint32_t plane = 0; plane < 2; plane++) {
         planes[plane] |= __shfl_xor_sync(ALL_THREADS, planes[plane], 1);
         planes[plane] |= __shfl_xor_sync(ALL_THREADS, planes[plane], 2);
-        if (plane < n_planes && threadIdx.x % 4 == plane && token < p.n_tokens) {
+        if (plane < n_planes && threadIdx.x % 4 == plane && token < n_tokens) {
             uint32_t *row = (uint32_t *)(e.planes + plane * e.plane_stride +
                                          piece_place(token, output / PIECE_BITS, e.n_pieces));
             row[output % PIECE_BITS / 32] = planes[plane];
@@ -142,6 +140,47 @@ static __device__ inline void add_bits(const Product &p, const Encoding &e, uint
         n_bits[plane] += plane < n_planes ? __popc(planes[plane]) : 0;
         planes[plane] = 0;
     }
+}
+
+/* The epilogue of kinds that write bits; rows [2]: the tokens of this thread. */
+template <int KIND>
+static __device__ inline void store_product_bits(const Product &p, const Encoding &e, bool dense,
+                                                 uint32_t column, const uint32_t rows[2],
+                                                 const int32_t acc[64])
+{
+    const Epilogue &epilogue = p.epilogue;
+    uint32_t planes[2][2] = {{0, 0}, {0, 0}};
+    int32_t n_bits[2][2] = {{0, 0}, {0, 0}}, multiplier = dense ? p.terms[1].multiplier : 1;
+    float steps[2];
+    int32_t code_sums[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        steps[half] = epilogue.tokens.step[rows[half]];
+        code_sums[half] = p.subtract_code_sum ? epilogue.tokens.code_sum[rows[half]] : 0;
+    }
+#pragma unroll
+    for (int j = 0; j < 16; j++) {
+        uint32_t o = column + j * 8, place = j % 4 * 8 + threadIdx.x % 4 * 2;
+        float2 scale = *(const float2 *)(epilogue.row_scale + o);
+        float2 bias = *(const float2 *)(epilogue.bias + o);
+        uint2 ones = dense ? *(const uint2 *)(p.row_ones + o) : make_uint2(0, 0);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int32_t first = (acc[j * 4 + half * 2] + (int32_t)ones.x) * multiplier;
+            int32_t second = (acc[j * 4 + half * 2 + 1] + (int32_t)ones.y) * multiplier;
+            uint32_t a =
+                output_bits<KIND>(e, o, first - code_sums[half], scale.x, bias.x, steps[half]);
+            uint32_t b =
+                output_bits<KIND>(e, o + 1, second - code_sums[half], scale.y, bias.y, steps[half]);
+            planes[half][0] |= ((a & 1) | (b & 1) << 1) << place;
+            planes[half][1] |= (a >> 1 | (b & 2)) << place;
+            if (j % 4 == 3) store_words(e, rows[half], p.n_tokens, o, planes[half], n_bits[half]);
+        }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+        if (e.counts && threadIdx.x % 4 == 0 && rows[half] < p.n_tokens)
+            count_bits(e, rows[half], n_bits[half][0], n_bits[half][1]);
 }
 
 /* Memory holds whole blocks of tokens and outputs; what lies in those past the last is ignored. */
@@ -168,15 +207,18 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2)
     }
     multiply_stages<PIECES>(p, n_terms, token, output, (uint4 *)shared, acc);
     uint32_t column = output + threadIdx.x % 4 * 2;
-    constexpr bool to_bits = KIND == EPILOGUE_BITS || KIND == EPILOGUE_GELU_BITS;
+    uint32_t row = token + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+    const uint32_t rows[2] = {row, row + 8};
+    if (KIND == EPILOGUE_BITS || KIND == EPILOGUE_GELU_BITS) {
+        store_product_bits<KIND>(p, encoding, dense, column, rows, acc);
+        return;
+    }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        uint32_t t = token + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4 + half * 8;
-        if (!to_bits && t >= p.n_tokens) continue;
+        uint32_t t = rows[half];
+        if (t >= p.n_tokens) continue;
         float step = p.epilogue.tokens.step[t];
         int32_t code_sum = p.subtract_code_sum ? p.epilogue.tokens.code_sum[t] : 0;
-        uint32_t planes[2] = {0, 0};
-        int32_t n_bits[2] = {0, 0};
 #pragma unroll
         for (int j = 0; j < 16; j++) {
             uint32_t o = column + j * 8;
@@ -186,14 +228,8 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2)
                 first = (first + (int32_t)p.row_ones[o]) * multiplier;
                 second = (second + (int32_t)p.row_ones[o + 1]) * multiplier;
             }
-            if (to_bits)
-                add_bits<KIND>(p, encoding, t, o, first - code_sum, second - code_sum, step, j,
-                               planes, n_bits);
-            else
-                store_pair<KIND>(p, t, o, first, second, step, code_sum);
+            store_pair<KIND>(p, t, o, first, second, step, code_sum);
         }
-        if (to_bits && encoding.counts && threadIdx.x % 4 == 0 && t < p.n_tokens)
-            count_bits(encoding, t, n_bits[0], n_bits[1]);
     }
 #else
     (void)p;

@@ -42,6 +42,7 @@ struct Branch {
     const float *shift, *rms_gain, *bias, *row_scale, *row_offset, *row_base;
     const float *column_scale, *column_offset;
     Quantizer quantizer;
+    const GeluLimits *gelu_limits; /* of inputs that come from GELU; NULL: none */
 };
 
 struct Linear {
@@ -61,6 +62,13 @@ struct Layer {
 };
 
 Quantizer quantizer_of(const bitm_file_quantizer *quantizer);
+
+/* Whether kernels can encode what they compute by thresholds: signs, or at most MAX_THRESHOLDS + 1
+ * levels. */
+bool has_thresholds(const Quantizer &quantizer);
+
+/* The least float whose code is at least `code`; a NaN where there is none. */
+float threshold_of(const Quantizer &quantizer, int32_t code);
 
 } // namespace bitm
 

@@ -2,6 +2,7 @@
  * as inputs.c on the CPU. */
 #include <string.h>
 
+#include "encode_rows.cuh"
 #include "forward.cuh"
 
 namespace bitm {
@@ -38,6 +39,13 @@ void find_extremes(const Work &w, Encoding *e)
     e->extremes = extremes;
 }
 
+bool has_thresholds(const Quantizer &q)
+{
+    if (q.scope != SCOPE_STATIC) return false;
+    if (q.kind == KIND_SIGN || q.kind == KIND_BOOL) return !q.clips;
+    return q.kind == KIND_INT && q.hi > q.lo && q.hi - q.lo <= MAX_THRESHOLDS;
+}
+
 /* The float of a place in the order of floats; place 0: 0. */
 static float float_at(int64_t place)
 {
@@ -47,9 +55,8 @@ static float float_at(int64_t place)
     return x;
 }
 
-/* The least float whose code is at least `code`, by bisection: codes increase with what they are
- * of. A NaN, which nothing reaches, where there is none. */
-static float threshold_of(const Quantizer &q, int32_t code)
+/* By bisection: codes increase with what they are of. */
+float threshold_of(const Quantizer &q, int32_t code)
 {
     enum { INFINITE = 0x7F800000 };
     Quantization known = {q, q.step, 1.0F, q.step, 0.0F};
@@ -97,11 +104,37 @@ void plan_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n
     e->sum = place->sum;
     e->code_sum = place->code_sum;
     e->n_nonzero = place->n_nonzero;
+    e->gelu_limits = branch->gelu_limits;
     if (e->quantizer.kind != KIND_INT || e->quantizer.scope != SCOPE_STATIC) return;
     int32_t lo = (int32_t)e->quantizer.lo, hi = (int32_t)e->quantizer.hi;
     e->n_thresholds = hi - lo <= MAX_THRESHOLDS ? (uint32_t)(hi - lo) : 0;
     for (int32_t i = 0; i < MAX_THRESHOLDS; i++)
         e->thresholds[i] = threshold_of(e->quantizer, lo + 1 + i); /* past hi: nothing reaches it */
+}
+
+template <int N> static void launch_encode_rows(const Work &w, const Encoding &e)
+{
+    BITM_LAUNCH(encode_rows_kernel<N>, ceil_div(w.n_tokens, WARPS_A_BLOCK), QUANTIZE_THREADS, 0,
+                w.session->stream, e);
+}
+
+static void encode(const Work &w, const Encoding &e)
+{
+    bool bytes = e.form == FORM_I8 || e.form == FORM_I16;
+    uint32_t n = e.quantizer.kind == KIND_NONE && bytes ? e.n : 0;
+    if (n == 512)
+        launch_encode_rows<4>(w, e);
+    else if (n == 768)
+        launch_encode_rows<6>(w, e);
+    else if (n == 1024)
+        launch_encode_rows<8>(w, e);
+    else if (n == 2048)
+        launch_encode_rows<16>(w, e);
+    else if (n == 3072)
+        launch_encode_rows<24>(w, e);
+    else
+        BITM_LAUNCH(encode_kernel, ceil_div(w.n_tokens, WARPS_A_BLOCK), QUANTIZE_THREADS, 0,
+                    w.session->stream, e);
 }
 
 void make_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n, Inputs *inputs)
@@ -134,8 +167,7 @@ void make_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n
     if (!quantized && by_columns) e.sum = NULL;
     if (quantized || form != BITM_INPUT_FLOAT) {
         find_extremes(w, &e);
-        BITM_LAUNCH(encode_kernel, ceil_div(w.n_tokens, WARPS_A_BLOCK), QUANTIZE_THREADS, 0, stream,
-                    e);
+        encode(w, e);
     }
     if (form != BITM_INPUT_FLOAT) return;
     if (quantized) x = b.floats;
@@ -156,9 +188,7 @@ bool can_follow_in_parts(const Work &w, const Linear &linear)
     const Quantizer &q = branch.quantizer;
     bitm_input_form form =
         bitm_inputs_form((bitm_activations)w.session->limits.activations, branch.host);
-    bool is_sign = (q.kind == KIND_SIGN || q.kind == KIND_BOOL) && !q.clips;
-    bool has_few_levels = q.kind == KIND_INT && q.hi > q.lo && q.hi - q.lo <= MAX_THRESHOLDS;
-    return takes_x(branch) && q.scope == SCOPE_STATIC && (is_sign || has_few_levels) &&
+    return takes_x(branch) && has_thresholds(q) &&
            (form == BITM_INPUT_SIGN || form == BITM_INPUT_PLANES);
 }
 

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "gelu_limits.cuh"
 #include "gemm_wgmma.cuh"
 #include "host.h"
 
@@ -131,6 +132,22 @@ static void bind_linear(bitm_device_model *model, const bitm_linear &host, bitm_
     }
 }
 
+/* Takes the limits for a linear after GELU whose quantizer has two levels. */
+static void bind_gelu_limits(bitm_arena *arena, Linear *linear)
+{
+    Branch &branch = linear->branches[0];
+    const Quantizer &q = branch.quantizer;
+    bool is_int = q.kind == KIND_INT;
+    if (linear->n_branches != 1 || !has_thresholds(q) || (is_int && q.hi - q.lo != 1.0F)) return;
+    GeluLimits *limits =
+        (GeluLimits *)bitm_arena_take(arena, linear->columns, sizeof(GeluLimits));
+    if (limits == NULL) return;
+    float threshold = is_int ? threshold_of(q, (int32_t)q.hi) : 0.0F;
+    BITM_LAUNCH(gelu_limits_kernel, ceil_div(linear->columns, 128), 128, 0, 0, branch.shift,
+                threshold, linear->columns, limits);
+    branch.gelu_limits = limits;
+}
+
 static NormWeights norm_of(const bitm_device_model *model, const bitm_norm &norm)
 {
     NormWeights weights = {on_device(model, norm.gain), on_device(model, norm.bias)};
@@ -151,6 +168,8 @@ static void bind_layer(bitm_device_model *model, const bitm_layer &host, bitm_ar
     bind_linear(model, host.attention_output, arena, &layer->attention_output);
     bind_linear(model, host.intermediate, arena, &layer->intermediate);
     bind_linear(model, host.output, arena, &layer->output);
+    if (model->network.config->hidden_activation == BITM_ACTIVATION_GELU)
+        bind_gelu_limits(arena, &layer->output);
     layer->quantize_query = quantizer_of(host.quantize_query);
     layer->quantize_key = quantizer_of(host.quantize_key);
     layer->quantize_value = quantizer_of(host.quantize_value);

@@ -96,6 +96,13 @@ static __device__ inline int32_t free_code(float x, float factor, float max_code
 
 enum { MAX_THRESHOLDS = 3 };
 
+/* What is known of gelu(x) of a column, x at or beyond the outer limits or within the inner ones,
+ * without computing it: that it reaches the only threshold, and that it does not.  See
+ * gelu_limits_kernel. */
+struct alignas(16) GeluLimits {
+    float left_outer, left_inner, right_inner, right_outer;
+};
+
 /* The inputs of one branch of a linear, to be made. */
 struct Encoding {
     const float *x;        /* [n_tokens, n] */
@@ -121,6 +128,7 @@ struct Encoding {
      * and one more for every threshold that is reached; 0 thresholds: signs. */
     uint32_t n_thresholds;
     float thresholds[MAX_THRESHOLDS];
+    const GeluLimits *gelu_limits; /* [n]; NULL: none */
 };
 
 static __device__ inline float shifted(const Encoding &e, const float *x, uint32_t i)
@@ -317,6 +325,22 @@ static __device__ inline uint32_t static_bits(const Encoding &e, float x, uint32
     uint32_t code = (uint32_t)(int32_t)e.quantizer.lo + (z >= e.thresholds[0]);
     if (e.n_thresholds > 1) code += (z >= e.thresholds[1]) + (z >= e.thresholds[2]);
     return code & 3;
+}
+
+/* The same of gelu(x), which is computed only near where it reaches a threshold. */
+static __device__ inline uint32_t static_bits_of_gelu(const Encoding &e, float x, uint32_t i)
+{
+    if (e.gelu_limits != NULL) {
+        GeluLimits limits = e.gelu_limits[i];
+        bool reaches = x <= limits.left_outer || x >= limits.right_outer;
+        if (reaches || (x >= limits.left_inner && x <= limits.right_inner)) {
+            if (e.n_thresholds == 0 && e.form == FORM_SIGN)
+                return reaches ? 3 : e.quantizer.lo < 0.0F ? 2 : 0;
+            if (e.n_thresholds == 0) return reaches;
+            return ((uint32_t)(int32_t)e.quantizer.lo + reaches) & 3;
+        }
+    }
+    return static_bits(e, bitm_gelu(x), i);
 }
 
 /* As bytes by the runtime's own quantizer; returns the sum of this thread's codes. */
