@@ -152,20 +152,26 @@ static __device__ inline void finish_head(const Attend &a, const HeadLinear &lin
 {
     const Product &p = a.product;
     int32_t multiplier = p.terms[1].multiplier;
+    uint32_t first = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4, two = threadIdx.x % 4 * 2;
+    float scale[2], bias[2];
+    int32_t ones[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        uint32_t d = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4 + half * 8;
-        float scale = linear.row_scale[output + d], bias = linear.bias[output + d];
-        int32_t ones = dense ? (int32_t)linear.row_ones[output + d] : 0;
+        scale[half] = linear.row_scale[output + first + half * 8];
+        bias[half] = linear.bias[output + first + half * 8];
+        ones[half] = dense ? (int32_t)linear.row_ones[output + first + half * 8] : 0;
+    }
+    if (!dense) multiplier = 1;
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
-            uint32_t t = i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2;
-            int32_t sum = acc[i / 2 * 4 + half * 2 + i % 2];
-            if (dense) sum = (sum + ones) * multiplier;
-            float value = finished<EPILOGUE_PLAIN>(p.epilogue, 0, 0, (float)(sum - code_sum[t]),
-                                                   scale, bias, step[t]);
-            to[turned ? d * STRIDE_64 + t : t * STRIDE_64 + d] = value;
-        }
+    for (int i = 0; i < 16; i++) {
+        uint32_t d = first + i % 2 * 8, t = i / 2 * 8 + two;
+        float2 steps = *(const float2 *)(step + t);
+        int2 code_sums = *(const int2 *)(code_sum + t);
+        int32_t x = (acc[i * 2] + ones[i % 2]) * multiplier - code_sums.x;
+        int32_t y = (acc[i * 2 + 1] + ones[i % 2]) * multiplier - code_sums.y;
+        float *place = to + (turned ? d * STRIDE_64 + t : t * STRIDE_64 + d);
+        place[0] = fmaf((float)x, scale[i % 2] * steps.x, bias[i % 2]);
+        place[turned ? 1 : STRIDE_64] = fmaf((float)y, scale[i % 2] * steps.y, bias[i % 2]);
     }
 }
 

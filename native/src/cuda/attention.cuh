@@ -27,23 +27,24 @@ struct Attention {
     uint32_t n_queries;    /* of a block, a multiple of SCORE_TILE, as the following */
     uint32_t n_keys;       /* staged at once */
     uint32_t score_stride; /* floats from row to row of scores */
-    /* What follows takes the context in planes of bits, of a static quantizer: written in the place of
-     * the floats.  head_size is VALUE_COLUMNS then. */
+    /* What follows takes the context in planes of bits, of a static quantizer: written in the place
+     * of the floats.  head_size is VALUE_COLUMNS then. */
     uint32_t encodes;
     Encoding encoding;
 };
 
 /* Writes a tile of the context as bits: 8 neighbouring threads have the 32 columns of a word. */
-static __device__ inline void store_bits(const Encoding &e, size_t token, uint32_t n_rows,
-                                         uint32_t column,
-                                         const float context[SCORE_TILE][SCORE_TILE],
-                                         const float factors[SCORE_TILE])
+template <int RULE>
+static __device__ inline void
+store_bits_by(const Encoding &e, size_t token, uint32_t n_rows, uint32_t column,
+              const float context[SCORE_TILE][SCORE_TILE], const float factors[SCORE_TILE])
 {
     uint32_t n_planes = e.form == FORM_SIGN ? 2 : e.n_planes;
     for (uint32_t r = 0; r < SCORE_TILE; r++) {
         uint32_t planes[2] = {0, 0};
         for (uint32_t c = 0; c < SCORE_TILE; c++) {
-            uint32_t bits = static_bits(e, context[r][c] * factors[r], column + c);
+            float z = context[r][c] * factors[r] + shift_of(e, column + c);
+            uint32_t bits = static_bits<RULE>(e, z);
             uint32_t place = column % 32 + c;
             planes[0] |= (bits & 1) << place;
             planes[1] |= (bits >> 1) << place;
@@ -59,6 +60,17 @@ static __device__ inline void store_bits(const Encoding &e, size_t token, uint32
         if (e.counts && r < n_rows && threadIdx.x % 8 == 0)
             count_bits(e, token + r, __popc(planes[0]), n_planes > 1 ? __popc(planes[1]) : 0);
     }
+}
+
+static __device__ inline void store_bits(const Encoding &e, size_t token, uint32_t n_rows,
+                                         uint32_t column,
+                                         const float context[SCORE_TILE][SCORE_TILE],
+                                         const float factors[SCORE_TILE])
+{
+    if (bits_rule(e) == RULE_SIGNS)
+        store_bits_by<RULE_SIGNS>(e, token, n_rows, column, context, factors);
+    else
+        store_bits_by<RULE_LEVELS>(e, token, n_rows, column, context, factors);
 }
 
 /* Floats of a staged row of queries or keys: padded so that rows begin in different banks. */
@@ -79,9 +91,8 @@ static __host__ __device__ inline uint32_t score_stride(uint32_t max_length, uin
     return ceil_div(max_length, n_keys) * n_keys + LANES;
 }
 
-static __host__ __device__ inline size_t attention_shared_bytes(uint32_t head_size,
-                                                                uint32_t n_queries, uint32_t n_keys,
-                                                                uint32_t max_length)
+static __host__ __device__ inline size_t
+attention_shared_bytes(uint32_t head_size, uint32_t n_queries, uint32_t n_keys, uint32_t max_length)
 {
     return sizeof(float) *
            ((size_t)staged_row(head_size) * n_queries + staged_keys(head_size, n_keys) +
@@ -135,15 +146,16 @@ static __device__ inline void lane_products(const float *query, const float *key
         for (int i = 0; i < SCORE_TILE; i++)
 #pragma unroll
             for (int j = 0; j < SCORE_TILE; j++)
-                lane[i][j] =
-                    fmaf(query[i * query_step + l * n + m], key[j * key_step + l * n + m], lane[i][j]);
+                lane[i][j] = fmaf(query[i * query_step + l * n + m], key[j * key_step + l * n + m],
+                                  lane[i][j]);
 }
 
 /* scores = the folded lanes: ((h0 + h4) + (h2 + h6)) + ((h1 + h5) + (h3 + h7)), hl = lane l + lane
  * (l + 8). */
 template <int N>
 static __device__ inline void fold_products(const float *query, const float *key,
-                                            uint32_t query_step, uint32_t key_step, uint32_t n, float total[SCORE_TILE][SCORE_TILE])
+                                            uint32_t query_step, uint32_t key_step, uint32_t n,
+                                            float total[SCORE_TILE][SCORE_TILE])
 {
     float quarter[SCORE_TILE][SCORE_TILE], half[SCORE_TILE][SCORE_TILE];
     float a[SCORE_TILE][SCORE_TILE], b[SCORE_TILE][SCORE_TILE];

@@ -95,6 +95,18 @@ static __device__ inline uint32_t staged_word(const uint4 *tiles, uint32_t n_pie
     return words[word];
 }
 
+/* A thread's part of the left operand of mma: two tiles of 16 rows x 2 pieces. */
+static __device__ inline void gather_inputs(const uint4 *inputs, uint32_t piece, uint32_t a[2][4])
+{
+    uint32_t group = threadIdx.x % WARP / 4, word = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int r = 0; r < 4; r++)
+            a[i][r] =
+                staged_word(inputs, GEMM_PIECES, i * 16 + r % 2 * 8 + group, piece + r / 2, word);
+}
+
 static __device__ inline int32_t dot4(uint32_t codes, uint32_t weights, bool is_signed, int32_t sum)
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 610 && __CUDA_ARCH__ != 620
@@ -118,10 +130,7 @@ static __device__ inline void multiply_bits(Accumulators &acc, const uint4 *inpu
     for (uint32_t piece = 0; piece < n; piece += 2) {
 #if BITM_HAS_MMA_BITS
         uint32_t a[2][4], b[4][2];
-        for (int i = 0; i < 2; i++)
-            for (int r = 0; r < 4; r++)
-                a[i][r] = staged_word(inputs, GEMM_PIECES, i * 16 + r % 2 * 8 + group,
-                                      piece + r / 2, word);
+        gather_inputs(inputs, piece, a);
         for (int j = 0; j < 4; j++)
             for (int r = 0; r < 2; r++)
                 b[j][r] = staged_word(weights, GEMM_PIECES, j * 8 + group, piece + r, word);
@@ -152,10 +161,7 @@ static __device__ inline void multiply_bytes(Accumulators &acc, const uint4 *inp
     for (uint32_t piece = 0; piece < n; piece += 2) {
 #if BITM_HAS_MMA_BYTES
         uint32_t a[2][4], b[4][2];
-        for (int i = 0; i < 2; i++)
-            for (int r = 0; r < 4; r++)
-                a[i][r] = staged_word(inputs, GEMM_PIECES, i * 16 + r % 2 * 8 + group,
-                                      piece + r / 2, word);
+        gather_inputs(inputs, piece, a);
         for (int j = 0; j < 4; j++) {
             uint32_t bits = staged_word(weights, 1, j * 8 + group, 0, piece / 2) >> word * 4;
             b[j][0] = bytes_of_bits(bits);
@@ -199,8 +205,8 @@ static __global__ void __launch_bounds__(GEMM_THREADS) gemm_kernel(Product p)
     for (uint32_t t = 0; t < p.n_terms; t++) {
         const Term &term = p.terms[t];
         for (uint32_t first = 0; first < p.n_input_pieces; first += GEMM_PIECES) {
-            stage(p.inputs + term.input_plane * p.input_stride, token, p.n_tokens,
-                  p.n_input_pieces, first, GEMM_PIECES, inputs);
+            stage(p.inputs + term.input_plane * p.input_stride, token, p.n_tokens, p.n_input_pieces,
+                  first, GEMM_PIECES, inputs);
             if (BYTES)
                 stage(p.weights + term.weight_plane * p.weight_stride, output, p.n_outputs,
                       p.n_weight_pieces, first / GEMM_PIECES, 1, weights);

@@ -140,21 +140,39 @@ static __device__ inline void finish_product(const Product &p, uint32_t token, b
                                              int32_t acc[S::TILES][S::TOKENS / 2], float *results)
 {
     const Epilogue &e = p.epilogue;
-    int32_t multiplier = p.terms[1].multiplier;
+    uint32_t first =
+        threadIdx.x / 128 * S::TILES * 64 + threadIdx.x % 128 / WARP * 16 + threadIdx.x % WARP / 4;
+    float scale[S::TILES * 2], bias[S::TILES * 2];
 #pragma unroll
     for (int i = 0; i < S::TILES * 2; i++) {
-        uint32_t o = (threadIdx.x / 128 * S::TILES + i / 2) * 64 + threadIdx.x % 128 / WARP * 16 +
-                     threadIdx.x % WARP / 4 + i % 2 * 8;
-        float scale = e.row_scale[o], bias = e.bias[o];
-        int32_t ones = dense ? (int32_t)p.row_ones[o] : 0;
+        scale[i] = e.row_scale[first + i / 2 * 64 + i % 2 * 8];
+        bias[i] = e.bias[first + i / 2 * 64 + i % 2 * 8];
+    }
+    if (dense) {
+        int32_t multiplier = p.terms[1].multiplier;
 #pragma unroll
-        for (int j = 0; j < S::TOKENS / 4; j++) {
-            uint32_t t = j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2;
-            int32_t sum = acc[i / 2][j / 2 * 4 + i % 2 * 2 + j % 2];
-            if (dense) sum = (sum + ones) * multiplier;
-            if (p.subtract_code_sum) sum -= e.tokens.code_sum[token + t];
-            results[t * S::ROW + o] = finished<EPILOGUE_PLAIN>(e, 0, 0, (float)sum, scale, bias,
-                                                               e.tokens.step[token + t]);
+        for (int i = 0; i < S::TILES * 2; i++) {
+            int32_t ones = (int32_t)p.row_ones[first + i / 2 * 64 + i % 2 * 8];
+#pragma unroll
+            for (int j = 0; j < S::TOKENS / 4; j++) {
+                int32_t *sum = &acc[i / 2][j / 2 * 4 + i % 2 * 2 + j % 2];
+                *sum = (*sum + ones) * multiplier;
+            }
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < S::TOKENS / 8; j++) { /* two tokens */
+        uint32_t t = j * 8 + threadIdx.x % 4 * 2;
+        float2 step = *(const float2 *)(e.tokens.step + token + t);
+        int2 code_sum = make_int2(0, 0);
+        if (p.subtract_code_sum) code_sum = *(const int2 *)(e.tokens.code_sum + token + t);
+        float *to = results + t * S::ROW + first;
+#pragma unroll
+        for (int i = 0; i < S::TILES * 2; i++) {
+            const int32_t *sums = &acc[i / 2][j * 4 + i % 2 * 2];
+            float *place = to + i / 2 * 64 + i % 2 * 8;
+            place[0] = fmaf((float)(sums[0] - code_sum.x), scale[i] * step.x, bias[i]);
+            place[S::ROW] = fmaf((float)(sums[1] - code_sum.y), scale[i] * step.y, bias[i]);
         }
     }
 }

@@ -113,13 +113,13 @@ static __global__ void has_wgmma_kernel(uint32_t *has)
 }
 
 /* The value of an output as bits of its code. */
-template <int KIND>
+template <int KIND, int RULE>
 static __device__ inline uint32_t output_bits(const Encoding &e, uint32_t output, int32_t dot,
                                               float scale, float bias, float step)
 {
     float x = fmaf((float)dot, scale * step, bias);
-    return KIND == EPILOGUE_GELU_BITS ? static_bits_of_gelu(e, x, output)
-                                      : static_bits(e, x, output);
+    if (KIND == EPILOGUE_GELU_BITS) return static_bits_of_gelu<RULE>(e, x, output);
+    return static_bits<RULE>(e, x + shift_of(e, output));
 }
 
 /* Stores the words of a row's planes that four neighbouring threads have the bits of between them,
@@ -143,7 +143,7 @@ static __device__ inline void store_words(const Encoding &e, uint32_t token, uin
 }
 
 /* The epilogue of kinds that write bits; rows [2]: the tokens of this thread. */
-template <int KIND>
+template <int KIND, int RULE>
 static __device__ inline void store_product_bits(const Product &p, const Encoding &e, bool dense,
                                                  uint32_t column, const uint32_t rows[2],
                                                  const int32_t acc[64])
@@ -168,10 +168,10 @@ static __device__ inline void store_product_bits(const Product &p, const Encodin
         for (int half = 0; half < 2; half++) {
             int32_t first = (acc[j * 4 + half * 2] + (int32_t)ones.x) * multiplier;
             int32_t second = (acc[j * 4 + half * 2 + 1] + (int32_t)ones.y) * multiplier;
-            uint32_t a =
-                output_bits<KIND>(e, o, first - code_sums[half], scale.x, bias.x, steps[half]);
-            uint32_t b =
-                output_bits<KIND>(e, o + 1, second - code_sums[half], scale.y, bias.y, steps[half]);
+            uint32_t a = output_bits<KIND, RULE>(e, o, first - code_sums[half], scale.x, bias.x,
+                                                 steps[half]);
+            uint32_t b = output_bits<KIND, RULE>(e, o + 1, second - code_sums[half], scale.y,
+                                                 bias.y, steps[half]);
             planes[half][0] |= ((a & 1) | (b & 1) << 1) << place;
             planes[half][1] |= (a >> 1 | (b & 2)) << place;
             if (j % 4 == 3) store_words(e, rows[half], p.n_tokens, o, planes[half], n_bits[half]);
@@ -210,7 +210,10 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2)
     uint32_t row = token + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
     const uint32_t rows[2] = {row, row + 8};
     if (KIND == EPILOGUE_BITS || KIND == EPILOGUE_GELU_BITS) {
-        store_product_bits<KIND>(p, encoding, dense, column, rows, acc);
+        if (bits_rule(encoding) == RULE_SIGNS)
+            store_product_bits<KIND, RULE_SIGNS>(p, encoding, dense, column, rows, acc);
+        else
+            store_product_bits<KIND, RULE_LEVELS>(p, encoding, dense, column, rows, acc);
         return;
     }
 #pragma unroll

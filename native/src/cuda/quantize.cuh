@@ -313,34 +313,49 @@ static __device__ inline int32_t half_warp_sum(int32_t x)
     return x;
 }
 
-/* The value x of column i as bits of its code in the first two planes of its form, by thresholds.
- * Divisions, as of code_of, would be too much code where many values are held in registers. */
-static __device__ inline uint32_t static_bits(const Encoding &e, float x, uint32_t i)
+/* How kernels that encode what they compute find bits.  Divisions, as of code_of, would be too much
+ * code where many values are held in registers, and so would a choice for each of them. */
+enum BitsRule {
+    RULE_SIGNS, /* codes -1, 0, 1 in planes of positive and nonzero */
+    RULE_LEVELS,
+};
+
+static __device__ inline BitsRule bits_rule(const Encoding &e)
 {
-    float z = e.shift != NULL ? x + e.shift[i] : x;
-    if (e.n_thresholds == 0) {
-        uint32_t positive = z > 0.0F, negative = z < 0.0F && e.quantizer.lo < 0.0F;
-        return e.form == FORM_SIGN ? positive | (positive | negative) << 1 : positive;
-    }
+    bool signs = e.n_thresholds == 0 && e.form == FORM_SIGN && e.quantizer.lo < 0.0F;
+    return signs ? RULE_SIGNS : RULE_LEVELS;
+}
+
+static __device__ inline float shift_of(const Encoding &e, uint32_t i)
+{
+    return e.shift != NULL ? e.shift[i] : 0.0F; /* a zero of either sign compares alike */
+}
+
+/* A value, shifted, as bits of its code in the first two planes of its form. */
+template <int RULE> static __device__ inline uint32_t static_bits(const Encoding &e, float z)
+{
+    uint32_t positive = z > 0.0F, nonzero = positive | (z < 0.0F);
+    if (RULE == RULE_SIGNS) return positive | nonzero << 1;
+    if (e.n_thresholds == 0) return e.form == FORM_SIGN ? positive * 3 : positive;
     uint32_t code = (uint32_t)(int32_t)e.quantizer.lo + (z >= e.thresholds[0]);
     if (e.n_thresholds > 1) code += (z >= e.thresholds[1]) + (z >= e.thresholds[2]);
     return code & 3;
 }
 
-/* The same of gelu(x), which is computed only near where it reaches a threshold. */
+/* The same of gelu(x) of column i, which is computed only near where it reaches a threshold. */
+template <int RULE>
 static __device__ inline uint32_t static_bits_of_gelu(const Encoding &e, float x, uint32_t i)
 {
     if (e.gelu_limits != NULL) {
         GeluLimits limits = e.gelu_limits[i];
         bool reaches = x <= limits.left_outer || x >= limits.right_outer;
         if (reaches || (x >= limits.left_inner && x <= limits.right_inner)) {
-            if (e.n_thresholds == 0 && e.form == FORM_SIGN)
-                return reaches ? 3 : e.quantizer.lo < 0.0F ? 2 : 0;
-            if (e.n_thresholds == 0) return reaches;
+            if (RULE == RULE_SIGNS) return 2 + reaches;
+            if (e.n_thresholds == 0) return e.form == FORM_SIGN ? reaches * 3 : reaches;
             return ((uint32_t)(int32_t)e.quantizer.lo + reaches) & 3;
         }
     }
-    return static_bits(e, bitm_gelu(x), i);
+    return static_bits<RULE>(e, bitm_gelu(x) + shift_of(e, i));
 }
 
 /* As bytes by the runtime's own quantizer; returns the sum of this thread's codes. */
@@ -367,25 +382,26 @@ static __device__ inline int32_t encode_bytes(const Encoding &e, size_t token, u
 }
 
 /* As at most two planes of bits; n_bits: how many this thread has stored of each. */
-template <int N16>
+template <int N16, int RULE>
 static __device__ inline void encode_bits(const Encoding &e, size_t token, uint32_t l,
                                           const float values[N16], int32_t n_bits[2])
 {
     uint16_t *row = (uint16_t *)(e.planes + piece_place(token, 0, e.n_pieces));
-    uint32_t n_planes = e.form == FORM_SIGN ? 2 : e.n_planes, half = threadIdx.x & 16;
+    uint32_t n_planes = RULE == RULE_SIGNS ? 2 : e.n_planes, half = threadIdx.x & 16;
     uint32_t mine[2] = {0, 0};
 #pragma unroll
     for (int i = 0; i < N16; i++) {
-        uint32_t bits = static_bits(e, values[i], l + i * LANES);
+        uint32_t bits = static_bits<RULE>(e, values[i] + shift_of(e, l + i * LANES));
+        bool is_mine = l == i % LANES;
 #pragma unroll
         for (uint32_t p = 0; p < 2; p++) {
-            uint32_t word = __ballot_sync(ALL_THREADS, bits >> p & 1) >> half & 0xFFFFu;
-            if (l == i % LANES) mine[p] = word;
+            uint32_t words = __ballot_sync(ALL_THREADS, bits >> p & 1);
+            mine[p] = is_mine ? words : mine[p];
             if (i % LANES != LANES - 1 || p >= n_planes) continue;
-            uint32_t unit = i - (LANES - 1) + l; /* of 16 columns */
+            uint32_t unit = i - (LANES - 1) + l, word = mine[p] >> half & 0xFFFFu; /* 16 columns */
             row[p * e.plane_stride * 8 + (size_t)(unit / 8) * TILE_ROWS * 8 + unit % 8] =
-                (uint16_t)mine[p];
-            n_bits[p] += __popc(mine[p]);
+                (uint16_t)word;
+            n_bits[p] += __popc(word);
         }
     }
 }
@@ -409,7 +425,10 @@ static __device__ inline void encode_values(const Encoding &e, size_t token, uin
     if (e.quantizer.kind == KIND_NONE) {
         sum = half_warp_sum(encode_bytes<N16>(e, token, l, values, &step));
     } else {
-        encode_bits<N16>(e, token, l, values, n_bits);
+        if (bits_rule(e) == RULE_SIGNS)
+            encode_bits<N16, RULE_SIGNS>(e, token, l, values, n_bits);
+        else
+            encode_bits<N16, RULE_LEVELS>(e, token, l, values, n_bits);
         n_bits[1] = half_warp_sum(n_bits[1]);
         sum = sum_of_planes(e, half_warp_sum(n_bits[0]), n_bits[1]);
     }
