@@ -11,10 +11,10 @@
 #include "x86_avx512.h"
 
 enum {
-    ROWS = 4,            /* of each side of a tile */
-    OUTPUTS = 16,        /* of a product that are finished together */
-    BLOCK_TOKENS = 48,   /* tokens that one conversion of weights serves */
-    STRETCH = 1024,      /* weights of a row converted at a time; a multiple of 64 */
+    ROWS = 4,          /* of each side of a tile */
+    OUTPUTS = 16,      /* of a product that are finished together */
+    BLOCK_TOKENS = 48, /* tokens that one conversion of weights serves */
+    STRETCH = 1024,    /* weights of a row converted at a time; a multiple of 64 */
 };
 
 /* ---- Dots ---- */
