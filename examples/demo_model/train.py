@@ -3,10 +3,12 @@
 python train.py --data data/ --out run/ --minutes 7 15
 
 `data/` holds rows*.npy (corpus.py) and heldout.npz (heldout.py). Phases: `teacher` (float), `w1a8`
-(1-bit weights, int8 activations, learns from the teacher) and `w1a1` (sign activations, learns
-from the w1a8 model). `--minutes` says how long each takes, all that it does included; a phase of 0
-minutes is loaded from `run/`, one with more goes on from what is there. Every two minutes the state
-is saved. Rows that appear in `data/` later are used from the next epoch on.
+(1-bit weights, int8 activations, begins as the teacher) and `w1a1` (sign activations, begins as the
+w1a8 model); both learn from the teacher. `--minutes` says how long each takes, all that it does
+included; a phase of 0 minutes is loaded, one with more goes on from what is there. Every two
+minutes the state is saved. Rows that appear in `data/` later are used from the next epoch on.
+
+On several GPUs: torchrun --nproc-per-node 2 train.py ..., where `--rows` are those of each.
 """
 
 from __future__ import annotations
@@ -24,9 +26,14 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BertConfig, BertForMaskedLM
 
-from bitm_converter.training import binarize_model, hidden_state_loss, soft_cross_entropy
+from bitm_converter.training import (
+    binarize_model,
+    hidden_state_loss,
+    processes,
+    soft_cross_entropy,
+)
 from bitm_converter.training.loop import optimizers, train
-from bitm_converter.training.modules import Activations
+from bitm_converter.training.modules import Activations, Scales, set_hardness
 from bitm_converter.training.packed import PackedBert
 from corpus import CLS, MASK, PAD, ROW_LENGTH, VOCABULARY_SIZE
 from heldout import evaluate
@@ -35,16 +42,11 @@ from state import load_state, save_state
 HELDOUT_KEYS = ("ids", "places", "targets")
 PHASES = ("teacher", "w1a8", "w1a1")
 # Learning rates of the matrices (Muon), and of all else (AdamW).
-RATES = {"teacher": (2e-3, 1e-3), "w1a8": (3e-3, 1e-3), "w1a1": (2e-3, 1e-3)}
+RATES = {"teacher": (2e-3, 1e-3), "w1a8": (3e-3, 1e-3), "w1a1": (3e-3, 1e-3)}
 ACTIVATIONS: dict[str, Activations] = {"w1a8": "int8", "w1a1": "sign"}
 MASKED_SHARE = 0.2
 SAVE_SECONDS = 120
 LOG_SECONDS = 10
-# A student learns the labels a little, the teacher's logits, and until a share of its time is over,
-# less and less, the teacher's hidden states.
-LABELS_WEIGHT = 0.1
-STATES_WEIGHT = 1.0
-STATES_UNTIL = 0.6
 # Texts of each kind for the evaluation on the way, and rows of the batch to try things with.
 FEW_TEXTS = 1500
 FEW_ROWS = 32
@@ -128,6 +130,7 @@ class Phase:
         self._losses: list[Any] = [functional.cross_entropy, soft_cross_entropy, hidden_state_loss]
         self._last_log = self._last_save = time.monotonic()
         self._last_steps = 0
+        self._hardness = 1.0
 
     def run(self, end: float, corpus: Corpus, lr: float, vector_lr: float) -> None:
         """Trains until the clock `time.monotonic` says `end`, then saves and evaluates."""
@@ -136,12 +139,14 @@ class Phase:
         n_parameters = sum(p.numel() for p in self._model.parameters())
         log(f"{self._name}: {n_parameters} parameters, rates {lr} and {vector_lr}")
         self._warm_up()
-        stages = optimizers(self._model, lr, vector_lr)
+        processes.copy_from_first(self._model)
+        stages = optimizers(self._model, lr, vector_lr, of_matrices=self._args.optimizer)
         seconds = end - time.monotonic()
         if seconds <= 0:
             raise RuntimeError(f"{self._name}: its minutes were over before it began")
         n_steps = train(self._loss, stages, seconds, self._report)
-        self._save({"steps": n_steps, "finished": True, **self._evaluate(None)})
+        if self._args.rank == 0:
+            self._save({"steps": n_steps, "finished": True, **self._evaluate(None)})
 
     def _warm_up(self) -> None:
         """Runs once without being compiled, as learned steps need, then compiles if that works."""
@@ -164,6 +169,7 @@ class Phase:
         self._model.zero_grad(set_to_none=True)
 
     def _loss(self, progress: float, n_rows: int | None = None) -> Tensor:
+        self._harden(progress)
         ids, places, targets = self._corpus.next(n_rows)
         cross_entropy, soft, of_states = self._losses
         on_gpu = self._args.device == "cuda"
@@ -176,16 +182,27 @@ class Phase:
             with torch.no_grad():
                 teacher_states = self._teacher.states(ids)
                 teacher_logits = self._teacher.logits(teacher_states[-1], places)
-            loss = LABELS_WEIGHT * labels_loss + (1 - LABELS_WEIGHT) * soft(logits, teacher_logits)
-            states_weight = STATES_WEIGHT * (1 - progress / STATES_UNTIL)
-            if states_weight > 0:
-                loss = loss + states_weight * of_states(states[1:], teacher_states[1:])
+            share = self._args.labels
+            loss = share * labels_loss + (1 - share) * soft(logits, teacher_logits)
+            if progress < self._args.states_until:
+                weight = 1 - progress / self._args.states_until
+                loss = loss + weight * of_states(states[1:], teacher_states[1:])
             return loss
+
+    def _harden(self, progress: float) -> None:
+        gradual = self._args.gradual
+        hardness = 1.0 if progress >= gradual else progress / gradual
+        if hardness != self._hardness:
+            set_hardness(self._model, hardness)
+            self._hardness = hardness
 
     def _report(self, n_steps: int, progress: float, loss: float) -> None:
         now = time.monotonic()
+        if self._args.rank > 0:
+            return
         if now - self._last_log > LOG_SECONDS:
-            n_tokens = (n_steps - self._last_steps) * self._args.rows * ROW_LENGTH
+            n_rows = self._args.rows * self._args.processes
+            n_tokens = (n_steps - self._last_steps) * n_rows * ROW_LENGTH
             rate = n_tokens / (now - self._last_log) / 1e6
             log(
                 f"{self._name} {progress:5.1%} step {n_steps} loss {loss:.3f} "
@@ -197,13 +214,14 @@ class Phase:
             self._last_save = time.monotonic()
 
     def _evaluate(self, n_texts: int | None) -> dict[str, Any]:
-        exact = PackedBert(self._model, CLS, PAD, torch.float32)
+        exact = PackedBert(self._model.eval(), CLS, PAD, torch.float32)
         scores = {
             name: evaluate(exact, texts, self._args.device, n_texts)
             for name, texts in self._args.heldout.items()
         }
         for name, values in scores.items():
             log(f"{self._name} {name}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+        self._model.train()
         return scores
 
     def _save(self, facts: dict[str, Any]) -> None:
@@ -217,6 +235,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--models", type=Path, help="has the phases of 0 minutes (default: --out)")
     parser.add_argument("--minutes", type=float, nargs="+", required=True, help="of each phase")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=512)
@@ -224,7 +243,41 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rates", type=float, default=1.0, help="factor of the learning rates")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
+    students = parser.add_argument_group("how students learn")
+    students.add_argument(
+        "--start", choices=("teacher", "w1a8"), default="w1a8", help="what w1a1 begins as"
+    )
+    students.add_argument(
+        "--teacher", choices=("teacher", "w1a8"), default="teacher", help="whom w1a1 learns from"
+    )
+    students.add_argument(
+        "--labels",
+        type=float,
+        default=0.1,
+        help="weight of the labels; the rest is that of the teacher's logits",
+    )
+    students.add_argument(
+        "--states-until",
+        type=float,
+        default=0.6,
+        help="share of the time until which the teacher's hidden states count, less and less",
+    )
+    students.add_argument(
+        "--gradual",
+        type=float,
+        default=0.0,
+        help="share of the time in which sign activations become hard",
+    )
+    students.add_argument(
+        "--scales",
+        choices=("learned", "mean"),
+        default="learned",
+        help="of rows, if trained here",
+    )
+    students.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     args = parser.parse_args()
+    args.models = args.models or args.out
+    args.rank, args.processes = processes.begin(args.device)
     with np.load(args.data / "heldout.npz") as arrays:
         args.heldout = {
             name: {key: arrays[f"{name}.{key}"].astype(np.int64) for key in HELDOUT_KEYS}
@@ -236,12 +289,15 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """See the module's text."""
     args = parse_arguments()
-    torch.manual_seed(0)
+    torch.manual_seed(args.rank)
     corpus = Corpus(args.data, args.rows, args.device)
     end = time.monotonic()
-    teacher = None
+    models: dict[str, Any] = {"teacher": None}
     for name, minutes in zip(PHASES, args.minutes):
-        model = model_for(name, teacher, args)
+        start, teacher = models["teacher"], models["teacher"]
+        if name == "w1a1":
+            start, teacher = models[args.start], models[args.teacher]
+        model = model_for(name, start, minutes, args)
         end += 60 * minutes
         rates = tuple(args.rates * rate for rate in RATES[name])
         while minutes:
@@ -251,20 +307,22 @@ def main() -> None:
             except FloatingPointError as error:
                 rates = (rates[0] / 2, rates[1] / 2)
                 log(f"{name}: {error}; again from what was saved, at rates {rates}")
-                model = model_for(name, teacher, args)
-        teacher = model.requires_grad_(False)
+                model = model_for(name, start, minutes, args)
+        models[name] = model.requires_grad_(False)
     log("done")
 
 
-def model_for(name: str, teacher: Any, args: argparse.Namespace) -> Any:
-    """A new model for a phase, or the one that was saved in it."""
-    if teacher is None:
+def model_for(name: str, start: Any, minutes: float, args: argparse.Namespace) -> Any:
+    """A new model for a phase, which begins as another, or the one that was saved in it."""
+    if start is None:
         model = new_model(args.layers, args.hidden).to(args.device)
     else:
-        model = copy.deepcopy(teacher).requires_grad_(True)
-        binarize_model(model, activations=ACTIVATIONS[name])
-    if (args.out / name / "facts.json").exists():
-        facts = load_state(args.out / name, model)
+        model = copy.deepcopy(start).requires_grad_(True)
+        scales: Scales = args.scales if minutes else "learned"
+        binarize_model(model, activations=ACTIVATIONS[name], scales=scales)
+    folder = (args.out if minutes else args.models) / name
+    if (folder / "facts.json").exists():
+        facts = load_state(folder, model)
         log(f"{name}: loaded, {json.dumps(facts)}")
     return model
 

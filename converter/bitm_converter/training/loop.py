@@ -6,9 +6,14 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from . import processes
+
+MatrixOptimizer = Literal["muon", "adamw"]
 
 
 class Muon(torch.optim.Optimizer):
@@ -69,11 +74,16 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 def optimizers(
-    model: nn.Module, lr: float, vector_lr: float, weight_decay: float = 0.1
+    model: nn.Module,
+    lr: float,
+    vector_lr: float,
+    weight_decay: float = 0.1,
+    of_matrices: MatrixOptimizer = "muon",
 ) -> list[torch.optim.Optimizer]:
     """Muon for the matrices between the embeddings and the logits, AdamW for everything else.
 
-    Scales and steps, which are much smaller than 1, change at a tenth of `vector_lr`.
+    With `of_matrices` "adamw", these matrices have AdamW too, at their own rate `lr`. Scales and
+    steps, which are much smaller than 1, change at a tenth of `vector_lr`.
     """
     matrices, scales, others = [], [], []
     for name, parameter in model.named_parameters():
@@ -85,13 +95,14 @@ def optimizers(
             scales.append(parameter)
         else:
             others.append(parameter)
+    groups = [{"params": others}, {"params": scales, "lr": vector_lr / 10, "weight_decay": 0.0}]
+    if of_matrices == "adamw":
+        groups.append({"params": matrices, "lr": lr, "weight_decay": weight_decay})
     adam = torch.optim.AdamW(
-        [{"params": others}, {"params": scales, "lr": vector_lr / 10, "weight_decay": 0.0}],
-        lr=vector_lr,
-        betas=(0.9, 0.98),
-        weight_decay=0.01,
-        fused=others[0].is_cuda,
+        groups, lr=vector_lr, betas=(0.9, 0.98), weight_decay=0.01, fused=others[0].is_cuda
     )
+    if of_matrices == "adamw":
+        return [adam]
     return [Muon(matrices, lr, weight_decay=weight_decay), adam]
 
 
@@ -114,9 +125,13 @@ def train(
 
     `loss_of(progress)` gives the loss of the next batch, `progress` the share of the time that is
     used. `report(steps, progress, loss)` is called every `n_between` steps with their mean loss.
-    Raises FloatingPointError when that is no number.
+    Raises FloatingPointError when that is no number. Several processes (`processes`) take their
+    steps together, by the clock of the first, and see the mean of their losses.
     """
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    parameters = [
+        p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]
+    ]
     begin = time.monotonic()
     n_steps, progress = 0, 0.0
     losses: list[Tensor] = []
@@ -126,15 +141,16 @@ def train(
                 group["lr"] = peak * rate(progress)
         loss = loss_of(progress)
         loss.backward()
+        processes.average_gradients(parameters)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         losses.append(loss.detach())
         n_steps += 1
-        progress = (time.monotonic() - begin) / seconds
+        progress = processes.from_first((time.monotonic() - begin) / seconds)
         if n_steps % n_between == 0:
             # Reading the losses also keeps the clock and a GPU together.
-            mean = float(torch.stack(losses).mean())
+            mean = processes.mean(torch.stack(losses))
             losses.clear()
             if not math.isfinite(mean):
                 raise FloatingPointError(f"the loss is {mean} after {n_steps} steps")

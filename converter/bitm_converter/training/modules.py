@@ -78,7 +78,8 @@ class LearnedStep(nn.Module):
     a clamp(round(z / a), -2^(n-1), 2^(n-1) - 1); unsigned, a clamp(round(z / a), 0, 2^n - 1).
     As in BiT's elastic binarization (Liu et al. 2022) and LSQ (Esser et al. 2020): the gradient
     reaches z where it is not clipped, and the step through both. The step is set by the first
-    batch that is trained on.
+    batch that is trained on. In training, `hardness` below 1 makes the codes softer: so much of the
+    way from z / a, clipped, to the code.
     """
 
     def __init__(self, n_inputs: int, bits: int, signed: bool) -> None:
@@ -86,6 +87,7 @@ class LearnedStep(nn.Module):
         self.bits, self.signed = bits, signed
         self.step = nn.Parameter(torch.ones(()))
         self.shift = nn.Parameter(torch.zeros(n_inputs))
+        self.register_buffer("hardness", torch.ones(()), persistent=False)
         self._is_set = False
         self.register_load_state_dict_post_hook(_mark_as_set)
 
@@ -99,15 +101,17 @@ class LearnedStep(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Takes and gives [..., n_inputs]."""
-        z = x + self.shift.to(x.dtype)
+        z = x.float() + self.shift
         if self.training and not self._is_set:
             self.set_step(z)
-        step = self.step.clamp(min=_LEAST_STEP).to(x.dtype)
+        step = self.step.clamp(min=_LEAST_STEP)
         ratio = z / step
         lo, hi = self.code_range
         inside = ratio.clamp(lo, hi)
         codes = torch.sign(ratio) if self.bits == 1 and self.signed else torch.round(inside)
-        return step * straight_through(inside, codes)
+        if self.training:
+            codes = torch.lerp(inside.detach(), codes, self.hardness)
+        return (step * straight_through(inside, codes)).to(x.dtype)
 
     @torch.no_grad()
     def set_step(self, z: Tensor) -> None:
@@ -117,6 +121,13 @@ class LearnedStep(nn.Module):
         spread = 1.0 if self.bits == 1 and self.signed else 2.0
         self.step.copy_(spread * z.float().abs().mean() / hi**0.5)
         self._is_set = True
+
+
+def set_hardness(model: nn.Module, hardness: float) -> None:
+    """How hard learned steps are in training, from 0 to 1: for binarization bit by bit."""
+    for module in model.modules():
+        if isinstance(module, LearnedStep):
+            module.hardness.fill_(hardness)
 
 
 def _mark_as_set(module: nn.Module, incompatible_keys: Any) -> None:
