@@ -269,6 +269,12 @@ def parse_arguments() -> argparse.Namespace:
         help="share of the time in which sign activations become hard",
     )
     students.add_argument(
+        "--margin",
+        type=float,
+        default=0.0,
+        help="steps beyond the codes where gradients still pass",
+    )
+    students.add_argument(
         "--scales",
         choices=("learned", "mean"),
         default="learned",
@@ -319,7 +325,7 @@ def model_for(name: str, start: Any, minutes: float, args: argparse.Namespace) -
     else:
         model = copy.deepcopy(start).requires_grad_(True)
         scales: Scales = args.scales if minutes else "learned"
-        binarize_model(model, activations=ACTIVATIONS[name], scales=scales)
+        binarize_model(model, "w1", ACTIVATIONS[name], scales=scales, margin=args.margin)
     folder = (args.out if minutes else args.models) / name
     if (folder / "facts.json").exists():
         facts = load_state(folder, model)

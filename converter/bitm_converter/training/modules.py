@@ -77,14 +77,14 @@ class LearnedStep(nn.Module):
     With z = x + shift and a = step: signed, one bit is a sgn(z), n bits are
     a clamp(round(z / a), -2^(n-1), 2^(n-1) - 1); unsigned, a clamp(round(z / a), 0, 2^n - 1).
     As in BiT's elastic binarization (Liu et al. 2022) and LSQ (Esser et al. 2020): the gradient
-    reaches z where it is not clipped, and the step through both. The step is set by the first
-    batch that is trained on. In training, `hardness` below 1 makes the codes softer: so much of the
-    way from z / a, clipped, to the code.
+    reaches z where it is not clipped, or `margin` steps further, and the step through both. The
+    step is set by the first batch that is trained on. In training, `hardness` below 1 makes the
+    codes softer: so much of the way from z / a, clipped, to the code.
     """
 
-    def __init__(self, n_inputs: int, bits: int, signed: bool) -> None:
+    def __init__(self, n_inputs: int, bits: int, signed: bool, margin: float = 0.0) -> None:
         super().__init__()
-        self.bits, self.signed = bits, signed
+        self.bits, self.signed, self.margin = bits, signed, margin
         self.step = nn.Parameter(torch.ones(()))
         self.shift = nn.Parameter(torch.zeros(n_inputs))
         self.register_buffer("hardness", torch.ones(()), persistent=False)
@@ -107,10 +107,13 @@ class LearnedStep(nn.Module):
         step = self.step.clamp(min=_LEAST_STEP)
         ratio = z / step
         lo, hi = self.code_range
-        inside = ratio.clamp(lo, hi)
-        codes = torch.sign(ratio) if self.bits == 1 and self.signed else torch.round(inside)
+        inside = ratio.clamp(lo - self.margin, hi + self.margin)
+        if self.bits == 1 and self.signed:
+            codes = torch.sign(ratio)
+        else:
+            codes = torch.round(ratio.clamp(lo, hi))
         if self.training:
-            codes = torch.lerp(inside.detach(), codes, self.hardness)
+            codes = torch.lerp(inside.detach(), codes, self.hardness.to(codes.dtype))
         return (step * straight_through(inside, codes)).to(x.dtype)
 
     @torch.no_grad()
@@ -167,14 +170,15 @@ def binarize_model(
     activations: Activations = "int8",
     components: Collection[str] = ("layers",),
     scales: Scales = "learned",
+    margin: float = 0.0,
 ) -> nn.Module:
     """Swaps linears of a BERT of transformers, of any head, for trainable 1-bit ones, in place.
 
     `weights` is "w1", one bit and a scale for each row. `activations` is "float", "int8" (scaled by
-    token) or one of "int4", "int2", "sign" (learned steps). `components` are "layers",
-    "layers-except-attention" or "layers-except-ffn". Linears that are binary already keep their
-    weights and get the quantizer that is asked for. Raises ValueError for another choice, or if
-    the model has no BERT encoder.
+    token) or one of "int4", "int2", "sign" (learned steps, with `margin`: see `LearnedStep`).
+    `components` are "layers", "layers-except-attention" or "layers-except-ffn". Linears that are
+    binary already keep their weights and get the quantizer that is asked for. Raises ValueError for
+    another choice, or if the model has no BERT encoder.
     """
     if weights != "w1":
         raise ValueError(f"weights: expected 'w1', found {weights!r}")
@@ -191,7 +195,7 @@ def binarize_model(
             parent_path, _, name = path.rpartition(".")
             parent = layer.get_submodule(parent_path)
             linear = getattr(parent, name)
-            quantizer = _quantizer(activations, linear.in_features, signed=slot != _UNSIGNED)
+            quantizer = _quantizer(activations, linear.in_features, slot != _UNSIGNED, margin)
             quantizer.to(linear.weight.device)
             if isinstance(linear, BinaryLinear):
                 linear.quantizer = quantizer
@@ -215,12 +219,12 @@ def _encoder_layers(model: nn.Module) -> nn.ModuleList:
     return layers
 
 
-def _quantizer(activations: str, n_inputs: int, signed: bool) -> nn.Module:
+def _quantizer(activations: str, n_inputs: int, signed: bool, margin: float) -> nn.Module:
     if activations == "float":
         return nn.Identity()
     if activations == "int8":
         return TokenInt8()
     if activations in _STEP_BITS:
-        return LearnedStep(n_inputs, _STEP_BITS[activations], signed)
+        return LearnedStep(n_inputs, _STEP_BITS[activations], signed, margin)
     expected = ", ".join(("float", "int8", *_STEP_BITS))
     raise ValueError(f"activations: expected one of {expected}, found {activations!r}")
