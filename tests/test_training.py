@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from bitm_converter.training import (
     save,
 )
 from bitm_converter.training.loop import optimizers, train
+from bitm_converter.training.modules import set_hardness
+from conftest import run_command
 
 WORDS, LENGTH = 60, 12
 
@@ -186,3 +190,53 @@ def test_bits_that_training_does_not_make(
     (tmp_path / "config.json").write_text(json.dumps(settings))
     assert main([str(tmp_path), str(tmp_path / "m.bitm"), "--no-vocab"]) == 1
     assert "expected 1, 2 or 4, found 3" in capsys.readouterr().err
+
+
+def test_soft_steps_and_margins_are_of_training_alone() -> None:
+    quantizer = LearnedStep(1, 1, signed=True, margin=0.5)
+    set_hardness(quantizer, 0.25)
+    x = torch.tensor([[-3.0], [-1.4], [-0.5], [0.2], [1.0], [1.6]], requires_grad=True)
+    quantizer._is_set = True
+    expected = torch.tensor([-1.375, -1.3, -0.625, 0.4, 1.0, 1.375])
+    torch.testing.assert_close(quantizer(x)[:, 0], expected)
+    quantizer(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad[:, 0].tolist() == [0, 1, 1, 1, 1, 0]
+    assert quantizer.eval()(x)[:, 0].tolist() == [-1, -1, -1, 1, 1, 1]
+
+
+PROCESS = """
+import sys
+import torch
+from bitm_converter.training import processes
+from bitm_converter.training.loop import optimizers, train
+
+number, count = processes.begin("cpu")
+torch.manual_seed(number)
+model = torch.nn.Linear(8, 8)
+processes.copy_from_first(model)
+x = torch.randn(16, 8)
+n_steps = train(
+    lambda progress: (model(x) - 1).square().mean() * (1 + number),
+    optimizers(model, 1e-2, 1e-2),
+    0.5 + number,
+    lambda *_: None,
+)
+torch.save((number, count, n_steps, model.state_dict()), f"{sys.argv[1]}/{number}.pt")
+"""
+
+
+def test_processes_stay_together(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROCESS)
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    words = ["--standalone", "--nproc-per-node=2", program, tmp_path]
+    done = run_command(sys.executable, "-m", "torch.distributed.run", *words, env=environment)
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"{n}.pt") for n in range(2))
+    assert (first[0], second[0]) == (0, 1)
+    assert first[1] == second[1] == 2
+    assert first[2] == second[2] > 1
+    for name, tensor in first[3].items():
+        assert torch.equal(tensor, second[3][name])
