@@ -67,6 +67,25 @@ def activation_modes(document: Document) -> str:
     return f"{document['masks']} masks.\n\n{table(head, rows)}"
 
 
+def ablations(document: Document) -> str:
+    """A row a variant: its figures, and how far its accuracy is from the baseline's."""
+    texts = ("wikipedia", "treebank")
+    variants = document["variants"]
+    rows = (
+        [f"{name} (`{result['options']}`)" if result["options"] else name]
+        + [f"{result['steps']:,}"]
+        + [f"{result[text][key]:.4f}" for text in texts for key in ("cross_entropy", "accuracy")]
+        + [
+            f"{100 * (result[text]['accuracy'] - variants['baseline'][text]['accuracy']):+.2f}"
+            for text in texts
+        ]
+        for name, result in variants.items()
+    )
+    head = ["variant", "steps", "Wikipedia CE", "accuracy", "Penn Treebank CE", "accuracy"]
+    head += ["Wikipedia, points", "Penn Treebank, points"]
+    return f"{document['minutes']:g} minutes each.\n\n{table(head, rows)}"
+
+
 def cold_start(document: Document) -> str:
     file_bytes = document["file_bytes"]
     rows = (
@@ -323,6 +342,7 @@ def invariance(document: Document) -> str:
 
 
 RENDERERS: dict[str, Callable[[Document], str]] = {
+    "ablations": ablations,
     "activation_modes": activation_modes,
     "arm_cycles": arm_cycles,
     "check_invariance": invariance,

@@ -4,19 +4,24 @@ python ablate.py data/ run/ ablations/ --minutes 2 --within 14
 
 `run/` has the teacher and the w1a8 model. Each variant takes `--minutes` of training and is begun
 only if it can end `--within` the minutes. Several of these, each on its own GPU, share the work:
-a variant belongs to whoever makes its folder. ablations/ablations.json has what ended so far.
+a variant belongs to whoever makes its folder. ablations/ablations.json has what ended so far, as
+bench/tables.py reads it; the commit in it is the variable BITM_COMMIT, or unknown.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import os
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
 
 # Options of train.py, the most telling first.
 VARIANTS: dict[str, list[str]] = {
@@ -88,7 +93,14 @@ def main() -> None:
         except FileExistsError:
             continue
         print(f"{variant}: exit status {train(variant, args)}", flush=True)
-        results = {"minutes": args.minutes, "variants": collect(args)}
+        results = {
+            "command": "python examples/demo_model/ablate.py",
+            "commit": os.environ.get("BITM_COMMIT", "unknown"),
+            "date": datetime.date.today().isoformat(),
+            "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
+            "minutes": args.minutes,
+            "variants": collect(args),
+        }
         (args.out / "ablations.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
