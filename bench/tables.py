@@ -342,7 +342,7 @@ def invariance(document: Document) -> str:
 
 
 RENDERERS: dict[str, Callable[[Document], str]] = {
-    "ablations": ablations,
+    "ablate": ablations,
     "activation_modes": activation_modes,
     "arm_cycles": arm_cycles,
     "check_invariance": invariance,
@@ -363,7 +363,7 @@ def render(path: Path) -> str:
         SystemExit: no table is known for that script.
     """
     document = json.loads(path.read_text())
-    script = re.search(r"(?:bench|tests)/(\w+)\.py", document["command"])
+    script = re.search(r"(?:bench|tests|examples/demo_model)/(\w+)\.py", document["command"])
     if script is None or script[1] not in RENDERERS:
         raise SystemExit(f"{path}: no table for the results of {document['command']!r}")
     return f"{source(document)}\n\n{RENDERERS[script[1]](document)}\n"
