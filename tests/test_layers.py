@@ -38,7 +38,7 @@ MAY_IMPORT_TOO = {
     "runtime/bitm/evaluation/plots.py": {"matplotlib"},  # the extra `plot`
     **{
         f"converter/bitm_converter/training/{name}.py": {"torch"}
-        for name in ("modules", "losses", "loop", "packed", "saving")
+        for name in ("modules", "losses", "loop", "packed", "processes", "saving")
     },
 }
 
