@@ -68,21 +68,15 @@ def activation_modes(document: Document) -> str:
 
 
 def ablations(document: Document) -> str:
-    """A row a variant: its figures, and how far its accuracy is from the baseline's."""
+    """A row a variant."""
     texts = ("wikipedia", "treebank")
-    variants = document["variants"]
     rows = (
         [f"{name} (`{result['options']}`)" if result["options"] else name]
         + [f"{result['steps']:,}"]
         + [f"{result[text][key]:.4f}" for text in texts for key in ("cross_entropy", "accuracy")]
-        + [
-            f"{100 * (result[text]['accuracy'] - variants['baseline'][text]['accuracy']):+.2f}"
-            for text in texts
-        ]
-        for name, result in variants.items()
+        for name, result in document["variants"].items()
     )
     head = ["variant", "steps", "Wikipedia CE", "accuracy", "Penn Treebank CE", "accuracy"]
-    head += ["Wikipedia, points", "Penn Treebank, points"]
     return f"{document['minutes']:g} minutes each.\n\n{table(head, rows)}"
 
 
