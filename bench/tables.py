@@ -176,7 +176,8 @@ def original_table(document: Document) -> str:
         data += f"; {f'{n} paragraphs' if n else 'all'} of {document['wikitext']}"
     if "jobs" in document:
         threads = document["threads"] or "all CPUs'"
-        data += f"; {document['jobs']} rows at a time, {threads} threads each"
+        n = document["jobs"]
+        data += f"; {f'{n} rows' if n > 1 else 'a row'} at a time, {threads} threads each"
     rows = map(original_row, document["rows"])
     models = f"{document['checkpoint']}, trained: {document['trained']}"
     return f"{models}. {data}.\n\n{table(head, rows)}"
