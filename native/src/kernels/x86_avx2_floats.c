@@ -254,7 +254,8 @@ INLINE void multiply_tiles(const bitm_gemm *gemm, const float *const weights[PAN
               .stride = gemm->n_inputs,
               .n = n};
     for (uint32_t k = 0; k * TILE_OUTPUTS < n_outputs; k++) {
-        memcpy(x.weights, weights + k * TILE_OUTPUTS, sizeof x.weights);
+        for (uint32_t o = 0; o < TILE_OUTPUTS; o++)
+            x.weights[o] = weights[k * TILE_OUTPUTS + o];
         multiply_tile(&x, n_tokens, place, sums[k], dots + k * n_tokens * TILE_OUTPUTS);
     }
     if (n_outputs <= TILE_OUTPUTS) /* nothing is in the second tile */
