@@ -10,38 +10,17 @@
  *   vfmadd        the products                 2 a cycle, latency 4: at least 8 sums at once
  *   vbroadcastss  a component, a probability   a load alone, 2 a cycle with all other loads
  */
+#include "x86_attention.h"
 #include "x86_avx2.h"
 
 #include <math.h>
-#include <string.h>
 
 enum {
-    CHUNK = 16, /* keys side by side */
-    TILE = 3,   /* queries at work together; a divisor of BITM_ATTENTION_QUERIES */
+    TILE = 3, /* queries at work together; a divisor of BITM_ATTENTION_QUERIES */
     CHUNK_VECTORS = CHUNK / 8,
     CONTEXT_VECTORS = 4, /* of a context's components at work together */
     NEAR = 64,           /* values that are added to a block's contexts at a time: 16 KB */
-    MOST_COMMON_SIZE = 64,
 };
-
-/* A head in the room of bitm_attention. */
-typedef struct head {
-    const bitm_attention *attention;
-    size_t n_padded; /* tokens, rounded up to whole chunks */
-    float *keys;     /* [n_padded / CHUNK, head_size, CHUNK]; 0 past the last key */
-    float *values;   /* [n_tokens, head_size] */
-    float *scores;   /* [BITM_ATTENTION_QUERIES, n_padded] */
-} head;
-
-static head open_head(const bitm_attention *attention)
-{
-    head h = {.attention = attention};
-    h.n_padded = ((size_t)attention->n_tokens + CHUNK - 1) / CHUNK * CHUNK;
-    h.scores = attention->scores;
-    h.keys = h.scores + BITM_ATTENTION_QUERIES * h.n_padded;
-    h.values = h.keys + h.n_padded * attention->head_size;
-    return h;
-}
 
 /* ---- Layout ---- */
 
@@ -61,14 +40,6 @@ static void lay_out_keys(const head *h)
                 _mm256_storeu_ps(column + (size_t)(d + i) * CHUNK, v[i]);
         }
     }
-}
-
-static void lay_out_values(const head *h)
-{
-    const bitm_attention *a = h->attention;
-    for (size_t j = 0; j < a->n_tokens; j++)
-        memcpy(h->values + j * a->head_size, a->value + j * a->stride,
-               a->head_size * sizeof *h->values);
 }
 
 /* ---- Scores ---- */

@@ -13,37 +13,15 @@
  * Two queries meet two chunks of keys: 4 products for 4 loads, and the 5 partial folds of each of
  * the 4 sums, 20 registers, are all that stays.  Without a shuffle, 16 dots of 64 components take
  * 64 products and 15 additions. */
+#include "x86_attention.h"
 #include "x86_avx512.h"
 
-#include <string.h>
-
 enum {
-    CHUNK = BITM_LANES, /* keys side by side */
-    TILE_QUERIES = 2,   /* of scores at work together; a divisor of BITM_ATTENTION_QUERIES */
+    TILE_QUERIES = 2, /* of scores at work together; a divisor of BITM_ATTENTION_QUERIES */
     TILE_CHUNKS = 2,
     CONTEXT_QUERIES = 4, /* whose contexts are at work together; another divisor */
     CONTEXT_VECTORS = 4, /* of a context's components at work together */
-    MOST_COMMON_SIZE = 64,
 };
-
-/* A head in the room of bitm_attention. */
-typedef struct head {
-    const bitm_attention *attention;
-    size_t n_padded; /* tokens, rounded up to whole chunks */
-    float *keys;     /* [n_padded / CHUNK, head_size, CHUNK]; 0 past the last key */
-    float *values;   /* [n_tokens, head_size] */
-    float *scores;   /* [BITM_ATTENTION_QUERIES, n_padded] */
-} head;
-
-static head open_head(const bitm_attention *attention)
-{
-    head h = {.attention = attention};
-    h.n_padded = ((size_t)attention->n_tokens + CHUNK - 1) / CHUNK * CHUNK;
-    h.scores = attention->scores;
-    h.keys = h.scores + BITM_ATTENTION_QUERIES * h.n_padded;
-    h.values = h.keys + h.n_padded * attention->head_size;
-    return h;
-}
 
 /* ---- Layout ---- */
 
@@ -86,14 +64,6 @@ static void lay_out_keys(const head *h)
                 if (d + i < a->head_size) _mm512_storeu_ps(columns + (size_t)(d + i) * CHUNK, v[i]);
         }
     }
-}
-
-static void lay_out_values(const head *h)
-{
-    const bitm_attention *a = h->attention;
-    for (size_t j = 0; j < a->n_tokens; j++)
-        memcpy(h->values + j * a->head_size, a->value + j * a->stride,
-               a->head_size * sizeof *h->values);
 }
 
 /* ---- Scores ---- */
