@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "../cpu.h"
 
@@ -178,6 +179,31 @@ enum { BITM_ATTENTION_QUERIES = 12 }; /* whose scores a kernel may keep at a tim
 static inline size_t bitm_attention_room(size_t n_tokens, size_t head_size)
 {
     return (n_tokens + 15) / 16 * 16 * (BITM_ATTENTION_QUERIES + 2 * head_size);
+}
+
+enum { BITM_ATTENTION_CHUNK = 16 }; /* keys side by side: as many as a sum has lanes */
+
+/* How kernels that lay keys and values out anew use that room. */
+typedef struct bitm_attention_head {
+    const bitm_attention *attention;
+    size_t n_padded; /* tokens, rounded up to whole chunks */
+    float *keys;     /* [n_padded / chunk, head_size, chunk]; 0 past the last key */
+    float *values;   /* [n_tokens, head_size] */
+    float *scores;   /* [BITM_ATTENTION_QUERIES, n_padded] */
+} bitm_attention_head;
+
+/* Copies the values too; keys are for the kernel to lay out. */
+static inline bitm_attention_head bitm_attention_open(const bitm_attention *a)
+{
+    const size_t chunk = BITM_ATTENTION_CHUNK;
+    bitm_attention_head h = {.attention = a, .scores = a->scores};
+    h.n_padded = (a->n_tokens + chunk - 1) / chunk * chunk;
+    h.keys = h.scores + BITM_ATTENTION_QUERIES * h.n_padded;
+    h.values = h.keys + h.n_padded * a->head_size;
+    for (size_t j = 0; j < a->n_tokens; j++)
+        memcpy(h.values + j * a->head_size, a->value + j * a->stride,
+               a->head_size * sizeof *h.values);
+    return h;
 }
 
 /* Computes the context of queries [token, token + n_tokens): rows of query and context alone, which

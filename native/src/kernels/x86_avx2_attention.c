@@ -10,12 +10,13 @@
  *   vfmadd        the products                 2 a cycle, latency 4: at least 8 sums at once
  *   vbroadcastss  a component, a probability   a load alone, 2 a cycle with all other loads
  */
-#include "x86_attention.h"
 #include "x86_avx2.h"
 
 #include <math.h>
 
 enum {
+    CHUNK = BITM_ATTENTION_CHUNK,
+    MOST_COMMON_SIZE = 64,
     TILE = 3, /* queries at work together; a divisor of BITM_ATTENTION_QUERIES */
     CHUNK_VECTORS = CHUNK / 8,
     CONTEXT_VECTORS = 4, /* of a context's components at work together */
@@ -24,7 +25,7 @@ enum {
 
 /* ---- Layout ---- */
 
-static void lay_out_keys(const head *h)
+static void lay_out_keys(const bitm_attention_head *h)
 {
     const bitm_attention *a = h->attention;
     for (size_t j = 0; j < h->n_padded; j += 8) {
@@ -110,8 +111,8 @@ INLINE void find_dots(const tile *t, const uint32_t n_queries, tile_sums *sums)
     add(sums, &odd, n_queries);
 }
 
-INLINE void find_tile(const head *h, size_t query, size_t row, size_t key, const uint32_t n_queries,
-                      uint32_t head_size)
+INLINE void find_tile(const bitm_attention_head *h, size_t query, size_t row, size_t key,
+                      const uint32_t n_queries, uint32_t head_size)
 {
     const bitm_attention *a = h->attention;
     const __m256 scale = _mm256_set1_ps(a->score_scale);
@@ -127,7 +128,7 @@ INLINE void find_tile(const head *h, size_t query, size_t row, size_t key, const
 /* Rows [0, n) of scores for queries [query, query + n): of a chunk of keys for all, before the
  * next.
  */
-INLINE void find_scores(const head *h, size_t query, uint32_t n, uint32_t head_size)
+INLINE void find_scores(const bitm_attention_head *h, size_t query, uint32_t n, uint32_t head_size)
 {
     for (size_t key = 0; key < h->n_padded; key += CHUNK) {
         uint32_t i = 0;
@@ -147,7 +148,7 @@ typedef struct stretch {
 
 /* Adds values to components [d, d + n) of the contexts, n_vectors of 8; after the last token, they
  * are multiplied by the factor of each query. */
-INLINE void add_components(const head *h, stretch tokens, size_t query, size_t row,
+INLINE void add_components(const bitm_attention_head *h, stretch tokens, size_t query, size_t row,
                            const uint32_t n_queries, const float factor[], uint32_t d, uint32_t n,
                            const uint32_t n_vectors)
 {
@@ -180,7 +181,7 @@ INLINE void add_components(const head *h, stretch tokens, size_t query, size_t r
         }
 }
 
-INLINE void add_values(const head *h, stretch tokens, size_t query, size_t row,
+INLINE void add_values(const bitm_attention_head *h, stretch tokens, size_t query, size_t row,
                        const uint32_t n_queries, const float factor[])
 {
     enum { COMPONENTS = 8 * CONTEXT_VECTORS };
@@ -193,7 +194,7 @@ INLINE void add_values(const head *h, stretch tokens, size_t query, size_t row,
 
 /* The sum of e^(score - greatest score) of a row, which become the scores.  Those past the last key
  * are made -inf first: their exponentials are 0, and the row is a whole number of vectors. */
-static float find_exponentials(const head *h, float *scores)
+static float find_exponentials(const bitm_attention_head *h, float *scores)
 {
     for (size_t j = h->attention->n_tokens; j < h->n_padded; j++)
         scores[j] = -INFINITY;
@@ -202,7 +203,7 @@ static float find_exponentials(const head *h, float *scores)
 
 /* Contexts of queries [query, query + n), from rows [0, n) of scores: values that the first cache
  * holds serve all of them, before the next. */
-static void find_contexts(const head *h, size_t query, uint32_t n)
+static void find_contexts(const bitm_attention_head *h, size_t query, uint32_t n)
 {
     const size_t n_tokens = h->attention->n_tokens;
     float factor[BITM_ATTENTION_QUERIES];
@@ -220,9 +221,8 @@ static void find_contexts(const head *h, size_t query, uint32_t n)
 
 void bitm_attention__avx2(const bitm_attention *attention, uint32_t token, uint32_t n_tokens)
 {
-    head h = open_head(attention);
+    bitm_attention_head h = bitm_attention_open(attention);
     lay_out_keys(&h);
-    lay_out_values(&h);
     size_t end = (size_t)token + n_tokens;
     for (size_t query = token; query < end; query += BITM_ATTENTION_QUERIES) {
         uint32_t n = smaller(BITM_ATTENTION_QUERIES, (uint32_t)(end - query));

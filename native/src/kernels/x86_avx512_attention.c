@@ -13,10 +13,11 @@
  * Two queries meet two chunks of keys: 4 products for 4 loads, and the 5 partial folds of each of
  * the 4 sums, 20 registers, are all that stays.  Without a shuffle, 16 dots of 64 components take
  * 64 products and 15 additions. */
-#include "x86_attention.h"
 #include "x86_avx512.h"
 
 enum {
+    CHUNK = BITM_ATTENTION_CHUNK,
+    MOST_COMMON_SIZE = 64,
     TILE_QUERIES = 2, /* of scores at work together; a divisor of BITM_ATTENTION_QUERIES */
     TILE_CHUNKS = 2,
     CONTEXT_QUERIES = 4, /* whose contexts are at work together; another divisor */
@@ -45,7 +46,7 @@ INLINE void transpose(__m512 v[16])
     }
 }
 
-static void lay_out_keys(const head *h)
+static void lay_out_keys(const bitm_attention_head *h)
 {
     const bitm_attention *a = h->attention;
     for (size_t j = 0; j < h->n_padded; j += CHUNK) {
@@ -144,8 +145,9 @@ INLINE void find_dots(const tile *t, tile_sums *sums)
     add(t, sums, &odd);
 }
 
-INLINE void find_tile(const head *h, size_t query, size_t row, const uint32_t n_queries, size_t key,
-                      const uint32_t n_chunks, uint32_t head_size)
+INLINE void find_tile(const bitm_attention_head *h, size_t query, size_t row,
+                      const uint32_t n_queries, size_t key, const uint32_t n_chunks,
+                      uint32_t head_size)
 {
     const bitm_attention *a = h->attention;
     const tile t = {.keys = h->keys + key * head_size,
@@ -165,7 +167,7 @@ INLINE void find_tile(const head *h, size_t query, size_t row, const uint32_t n_
 }
 
 /* Rows [0, n) of scores, of queries from `query` on, with some chunks of keys. */
-INLINE void find_columns(const head *h, size_t query, uint32_t n, size_t key,
+INLINE void find_columns(const bitm_attention_head *h, size_t query, uint32_t n, size_t key,
                          const uint32_t n_chunks, uint32_t head_size)
 {
     uint32_t i = 0;
@@ -175,7 +177,7 @@ INLINE void find_columns(const head *h, size_t query, uint32_t n, size_t key,
         find_tile(h, query, i, 1, key, n_chunks, head_size);
 }
 
-INLINE void find_scores(const head *h, size_t query, uint32_t n, uint32_t head_size)
+INLINE void find_scores(const bitm_attention_head *h, size_t query, uint32_t n, uint32_t head_size)
 {
     size_t key = 0;
     for (; key + TILE_CHUNKS * CHUNK <= h->n_padded; key += TILE_CHUNKS * CHUNK)
@@ -187,8 +189,9 @@ INLINE void find_scores(const head *h, size_t query, uint32_t n, uint32_t head_s
 /* ---- Contexts ---- */
 
 /* Components [d, d + n) of the contexts, n_vectors of 16, times the factor of each query. */
-INLINE void find_components(const head *h, size_t query, size_t row, const uint32_t n_queries,
-                            const float factor[], uint32_t d, uint32_t n, const uint32_t n_vectors)
+INLINE void find_components(const bitm_attention_head *h, size_t query, size_t row,
+                            const uint32_t n_queries, const float factor[], uint32_t d, uint32_t n,
+                            const uint32_t n_vectors)
 {
     const bitm_attention *a = h->attention;
     const float *value = h->values + d, *score = h->scores + row * h->n_padded;
@@ -222,7 +225,8 @@ INLINE void find_components(const head *h, size_t query, size_t row, const uint3
 
 /* Rows of scores become exponentials, as bitm_exp_sum does it; factor: 1 / their sums.  Several
  * rows at once, since each has to wait for its greatest score, and for a sum in one register. */
-INLINE void find_exponentials(const head *h, size_t row, const uint32_t n_queries, float factor[])
+INLINE void find_exponentials(const bitm_attention_head *h, size_t row, const uint32_t n_queries,
+                              float factor[])
 {
     float *scores = h->scores + row * h->n_padded;
     __m512 most[CONTEXT_QUERIES], sum[CONTEXT_QUERIES];
@@ -254,7 +258,8 @@ INLINE void find_exponentials(const head *h, size_t row, const uint32_t n_querie
         factor[q] = 1.0F / fold(sum[q]);
 }
 
-INLINE void find_contexts(const head *h, size_t query, size_t row, const uint32_t n_queries)
+INLINE void find_contexts(const bitm_attention_head *h, size_t query, size_t row,
+                          const uint32_t n_queries)
 {
     enum { COMPONENTS = 16 * CONTEXT_VECTORS };
     uint32_t n = h->attention->head_size, d = 0;
@@ -268,9 +273,8 @@ INLINE void find_contexts(const head *h, size_t query, size_t row, const uint32_
 
 void bitm_attention__avx512(const bitm_attention *attention, uint32_t token, uint32_t n_tokens)
 {
-    head h = open_head(attention);
+    bitm_attention_head h = bitm_attention_open(attention);
     lay_out_keys(&h);
-    lay_out_values(&h);
     size_t end = (size_t)token + n_tokens;
     for (size_t query = token; query < end; query += BITM_ATTENTION_QUERIES) {
         uint32_t n = smaller(BITM_ATTENTION_QUERIES, (uint32_t)(end - query)), i = 0;
