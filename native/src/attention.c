@@ -475,17 +475,13 @@ static void add_value_term(const head *h, float *context)
         context[d] += sum;
 }
 
-/* The codes of the probabilities of row i, their step, base and sum.  A threshold of weights is
- * found sooner than all of them are divided. */
-static int32_t quantize_probabilities(const head *h, size_t i, bitm_quantization quantization,
-                                      float *step, float *base)
+/* The codes of the probabilities of row i; returns their sum.  A threshold of weights is found
+ * sooner than all of them are divided. */
+static int32_t quantize_probabilities(const head *h, size_t i, bitm_quantization quantization)
 {
-    const bitm_backend *backend = h->w->backend;
     float sum = find_weights(h, i);
-    bitm_quantizer_finish(h->w->layer->quantize_probabilities,
-                          extremes_of(backend, h->sequence, h->number), &quantization, step, base);
     if (!bitm_quantization_divide(&quantization, sum)) divide_scores(h, sum);
-    return backend->kernels->quantize(&quantization, h->scores, h->n_tokens, h->codes);
+    return h->w->backend->kernels->quantize(&quantization, h->scores, h->n_tokens, h->codes);
 }
 
 static void general_task(void *argument, uint32_t task, uint32_t worker)
@@ -494,9 +490,14 @@ static void general_task(void *argument, uint32_t task, uint32_t worker)
     const bitm_network *network = w->backend->network;
     const bitm_file_quantizer *quantizer = w->layer->quantize_probabilities;
     bitm_quantization quantization = {0};
+    float step = 1.0F, base = 0.0F; /* of probabilities, as quantization for all rows of the head */
     head h = open_head(w, task, worker);
     open_room(&h, worker);
-    if (quantizer != NULL) quantization = bitm_quantizer_begin(quantizer, NULL);
+    if (quantizer != NULL) {
+        quantization = bitm_quantizer_begin(quantizer, NULL);
+        bitm_quantizer_finish(quantizer, extremes_of(w->backend, h.sequence, h.number),
+                              &quantization, &step, &base);
+    }
     if (w->integer_scores) pack_queries_and_keys(&h);
     if (w->integer_context) pack_values(&h);
     for (size_t i = 0; i < h.n_tokens; i++) {
@@ -505,8 +506,7 @@ static void general_task(void *argument, uint32_t task, uint32_t worker)
             divide_scores(&h, find_weights(&h, i));
             float_context(&h, context);
         } else {
-            float step, base;
-            int32_t code_sum = quantize_probabilities(&h, i, quantization, &step, &base);
+            int32_t code_sum = quantize_probabilities(&h, i, quantization);
             bool uses_values = !w->integer_context || network->config->value_term;
             for (size_t j = 0; uses_values && j < h.n_tokens; j++)
                 h.scores[j] = fmaf(step, (float)h.codes[j], base);
