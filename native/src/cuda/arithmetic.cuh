@@ -45,25 +45,26 @@ static __device__ inline float fold_lanes(float lane)
 
 static __device__ inline float warp_min(float x)
 {
-    for (int step = 16; step > 0; step /= 2) {
+    for (int step = WARP / 2; step > 0; step /= 2) {
         float other = __shfl_xor_sync(ALL_THREADS, x, step);
         x = other < x ? other : x;
     }
     return x;
 }
 
-static __device__ inline float warp_max(float x)
+/* Of a warp, or of each half of one: THREADS neighbours, as in warp_sum. */
+template <int THREADS = WARP> static __device__ inline float warp_max(float x)
 {
-    for (int step = 16; step > 0; step /= 2) {
+    for (int step = THREADS / 2; step > 0; step /= 2) {
         float other = __shfl_xor_sync(ALL_THREADS, x, step);
         x = other > x ? other : x;
     }
     return x;
 }
 
-static __device__ inline int32_t warp_sum(int32_t x)
+template <int THREADS = WARP> static __device__ inline int32_t warp_sum(int32_t x)
 {
-    for (int step = 16; step > 0; step /= 2)
+    for (int step = THREADS / 2; step > 0; step /= 2)
         x += __shfl_xor_sync(ALL_THREADS, x, step);
     return x;
 }

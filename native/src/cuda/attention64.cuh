@@ -121,7 +121,7 @@ static __device__ inline void exponentials_64(float *scores, uint32_t n_tokens, 
         float greatest = scores[i];
         for (uint32_t j = l; j < n_tokens; j += LANES)
             greatest = scores[j * STRIDE_64 + i] > greatest ? scores[j * STRIDE_64 + i] : greatest;
-        greatest = half_warp_max(greatest);
+        greatest = warp_max<LANES>(greatest);
         float lane = 0.0F;
         for (uint32_t j = l; j < n_tokens; j += LANES) {
             float e = bitm_exp(scores[j * STRIDE_64 + i] - greatest);

@@ -48,38 +48,40 @@ template <int N> static __device__ inline void wgmma_wait()
     "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]),    \
         "+r"(d[i + 6]), "+r"(d[i + 7])
 
+/* The registers of a result [64, N], half as many as N in a thread, and their places in the text. */
+#define BITM_D16 BITM_D8(0), BITM_D8(8)
+#define BITM_D32 BITM_D16, BITM_D8(16), BITM_D8(24)
+#define BITM_D64 BITM_D32, BITM_D8(32), BITM_D8(40), BITM_D8(48), BITM_D8(56)
+#define BITM_PLACES16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define BITM_PLACES32                                                                              \
+    BITM_PLACES16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define BITM_PLACES64                                                                              \
+    BITM_PLACES32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"              \
+                  "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+
+/* operands: the places of a and b. */
+#define BITM_WGMMA_BITS(n, places, operands, ...)                                                  \
+    asm volatile("{wgmma.mma_async.sync.aligned.m64n" n "k256.s32.b1.b1.and.popc "                 \
+                 "{" places "}, " operands ", 1;}"                                                 \
+                 : __VA_ARGS__                                                                     \
+                 : "l"(a), "l"(b))
+
 /* d [64 tokens, 128 outputs] += a AND b over 256 columns. */
 static __device__ inline void wgmma_bits(int32_t d[64], uint64_t a, uint64_t b)
 {
-    asm volatile("{wgmma.mma_async.sync.aligned.m64n128k256.s32.b1.b1.and.popc "
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-                 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
-                 "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
-                 "%64, %65, 1;}"
-                 : BITM_D8(0), BITM_D8(8), BITM_D8(16), BITM_D8(24), BITM_D8(32), BITM_D8(40),
-                   BITM_D8(48), BITM_D8(56)
-                 : "l"(a), "l"(b));
+    BITM_WGMMA_BITS("128", BITM_PLACES64, "%64, %65", BITM_D64);
 }
 
 /* d [64 tokens, 64 outputs] += a AND b over 256 columns. */
 static __device__ inline void wgmma_bits_64(int32_t d[32], uint64_t a, uint64_t b)
 {
-    asm volatile("{wgmma.mma_async.sync.aligned.m64n64k256.s32.b1.b1.and.popc "
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
-                 "%32, %33, 1;}"
-                 : BITM_D8(0), BITM_D8(8), BITM_D8(16), BITM_D8(24)
-                 : "l"(a), "l"(b));
+    BITM_WGMMA_BITS("64", BITM_PLACES32, "%32, %33", BITM_D32);
 }
 
 /* d [64 outputs, 32 tokens] += a AND b over 256 columns. */
 static __device__ inline void wgmma_bits_32(int32_t d[16], uint64_t a, uint64_t b)
 {
-    asm volatile("{wgmma.mma_async.sync.aligned.m64n32k256.s32.b1.b1.and.popc "
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, %16, %17, 1;}"
-                 : BITM_D8(0), BITM_D8(8)
-                 : "l"(a), "l"(b));
+    BITM_WGMMA_BITS("32", BITM_PLACES16, "%16, %17", BITM_D16);
 }
 
 static __device__ inline void copy_async(void *to, const void *from)
@@ -104,60 +106,37 @@ template <int N> static __device__ inline void copy_wait()
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-#define BITM_WGMMA_BYTES(types)                                                                    \
-    asm volatile("{wgmma.mma_async.sync.aligned.m64n128k32.s32." types " "                         \
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                         \
-                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"                \
-                 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"                \
-                 "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "              \
-                 "{%64, %65, %66, %67}, %68, 1;}"                                                  \
-                 : BITM_D8(0), BITM_D8(8), BITM_D8(16), BITM_D8(24), BITM_D8(32), BITM_D8(40),     \
-                   BITM_D8(48), BITM_D8(56)                                                        \
+#define BITM_WGMMA_BYTES(n, types, places, operands, ...)                                          \
+    asm volatile("{wgmma.mma_async.sync.aligned.m64n" n "k32.s32." types " "                       \
+                 "{" places "}, " operands ", 1;}"                                                 \
+                 : __VA_ARGS__                                                                     \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
-#define BITM_WGMMA_BYTES_64(types)                                                                 \
-    asm volatile("{wgmma.mma_async.sync.aligned.m64n64k32.s32." types " "                          \
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                         \
-                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "              \
-                 "{%32, %33, %34, %35}, %36, 1;}"                                                  \
-                 : BITM_D8(0), BITM_D8(8), BITM_D8(16), BITM_D8(24)                                \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+/* d [64 outputs, n tokens] += weights of 0 and 1 x codes over 32 columns. */
+#define BITM_WGMMA_CODES(n, places, operands, ...)                                                 \
+    do {                                                                                           \
+        if (SIGNED)                                                                                \
+            BITM_WGMMA_BYTES(n, "u8.s8", places, operands, __VA_ARGS__);                           \
+        else                                                                                       \
+            BITM_WGMMA_BYTES(n, "u8.u8", places, operands, __VA_ARGS__);                           \
+    } while (0)
 
-#define BITM_WGMMA_BYTES_32(types)                                                                 \
-    asm volatile("{wgmma.mma_async.sync.aligned.m64n32k32.s32." types " "                          \
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "                       \
-                 "{%16, %17, %18, %19}, %20, 1;}"                                                  \
-                 : BITM_D8(0), BITM_D8(8)                                                          \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-
-/* d [64 outputs, 128 tokens] += weights of 0 and 1 x codes over 32 columns. */
 template <bool SIGNED>
 static __device__ inline void wgmma_bytes(int32_t d[64], const uint32_t a[4], uint64_t b)
 {
-    if (SIGNED)
-        BITM_WGMMA_BYTES("u8.s8");
-    else
-        BITM_WGMMA_BYTES("u8.u8");
+    BITM_WGMMA_CODES("128", BITM_PLACES64, "{%64, %65, %66, %67}, %68", BITM_D64);
 }
 
-/* The same of 64 tokens. */
 template <bool SIGNED>
 static __device__ inline void wgmma_bytes_64(int32_t d[32], const uint32_t a[4], uint64_t b)
 {
-    if (SIGNED)
-        BITM_WGMMA_BYTES_64("u8.s8");
-    else
-        BITM_WGMMA_BYTES_64("u8.u8");
+    BITM_WGMMA_CODES("64", BITM_PLACES32, "{%32, %33, %34, %35}, %36", BITM_D32);
 }
 
-/* The same of 32 tokens. */
 template <bool SIGNED>
 static __device__ inline void wgmma_bytes_32(int32_t d[16], const uint32_t a[4], uint64_t b)
 {
-    if (SIGNED)
-        BITM_WGMMA_BYTES_32("u8.s8");
-    else
-        BITM_WGMMA_BYTES_32("u8.u8");
+    BITM_WGMMA_CODES("32", BITM_PLACES16, "{%16, %17, %18, %19}, %20", BITM_D16);
 }
 
 #endif

@@ -297,22 +297,6 @@ static __global__ void __launch_bounds__(QUANTIZE_THREADS) encode_kernel(Encodin
 
 /* ---- Inputs made by the kernel that computes them ---- */
 
-static __device__ inline float half_warp_max(float x)
-{
-    for (int step = 8; step > 0; step /= 2) {
-        float other = __shfl_xor_sync(ALL_THREADS, x, step);
-        x = other > x ? other : x;
-    }
-    return x;
-}
-
-static __device__ inline int32_t half_warp_sum(int32_t x)
-{
-    for (int step = 8; step > 0; step /= 2)
-        x += __shfl_xor_sync(ALL_THREADS, x, step);
-    return x;
-}
-
 /* How kernels that encode what they compute find bits.  Divisions, as of code_of, would be too much
  * code where many values are held in registers, and so would a choice for each of them. */
 enum BitsRule {
@@ -367,7 +351,7 @@ static __device__ inline int32_t encode_bytes(const Encoding &e, size_t token, u
 #pragma unroll
     for (int i = 0; i < N16; i++)
         greatest = greater_abs(greatest, values[i]);
-    float factor = free_factor(half_warp_max(greatest), max_code, step);
+    float factor = free_factor(warp_max<LANES>(greatest), max_code, step);
     uint8_t *low = (uint8_t *)(e.planes + piece_place(token, 0, e.n_pieces)) + l;
     uint8_t *high = low + e.plane_stride * PIECE_BYTES;
     int32_t sum = 0;
@@ -423,14 +407,14 @@ static __device__ inline void encode_values(const Encoding &e, size_t token, uin
     float step = e.quantizer.step;
     int32_t sum, n_bits[2] = {0, 0};
     if (e.quantizer.kind == KIND_NONE) {
-        sum = half_warp_sum(encode_bytes<N16>(e, token, l, values, &step));
+        sum = warp_sum<LANES>(encode_bytes<N16>(e, token, l, values, &step));
     } else {
         if (bits_rule(e) == RULE_SIGNS)
             encode_bits<N16, RULE_SIGNS>(e, token, l, values, n_bits);
         else
             encode_bits<N16, RULE_LEVELS>(e, token, l, values, n_bits);
-        n_bits[1] = half_warp_sum(n_bits[1]);
-        sum = sum_of_planes(e, half_warp_sum(n_bits[0]), n_bits[1]);
+        n_bits[1] = warp_sum<LANES>(n_bits[1]);
+        sum = sum_of_planes(e, warp_sum<LANES>(n_bits[0]), n_bits[1]);
     }
     if (l != 0) return;
     e.step[token] = step;
