@@ -444,10 +444,14 @@ static void integer_context(const head *h, float step, float base, int32_t code_
     backend->kernels->pack_planes(h->codes, 1, h->n_tokens, p.n_planes, h->probabilities);
     float value_step = buffers->step[VALUE][h->first], value_base = buffers->base[VALUE][h->first];
     backend->kernels->dot_planes(&p, &h->values.planes, words, head_size, h->dots);
+    int32_t offset = h->values.offset * code_sum;
+    for (size_t d = 0; d < head_size; d++)
+        context[d] = (float)(h->dots[d] + offset) * (step * value_step);
+    /* Products of 0 would change nothing, not even the sign of a 0. */
+    if (base == 0.0F && value_base == 0.0F && step * value_step > 0.0F) return;
     float sum = step * (float)code_sum + base * (float)h->n_tokens;
     for (size_t d = 0; d < head_size; d++) {
-        float c = (float)(h->dots[d] + h->values.offset * code_sum) * (step * value_step);
-        c = fmaf(base * value_step, (float)h->values.sums[d], c);
+        float c = fmaf(base * value_step, (float)h->values.sums[d], context[d]);
         context[d] = fmaf(value_base, sum, c);
     }
 }

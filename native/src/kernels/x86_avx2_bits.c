@@ -166,20 +166,23 @@ typedef struct shared_bits {
 } shared_bits;
 
 /* Entry i of a table is the sum over planes of count[plane nibble][i], plus an offset. */
-static void make_narrow(const uint64_t *const planes[], const shared_bits counts[],
-                        uint32_t n_planes, int offset, uint32_t n_words, uint32_t row,
+INLINE void make_narrow(const uint64_t *const planes[], const shared_bits counts[],
+                        const uint32_t n_planes, int offset, uint32_t n_words, uint32_t row,
                         uint32_t n_rows, tables *t)
 {
+    const __m128i offsets_i8x16 = _mm_set1_epi8((char)offset);
     for (uint32_t word = 0; word < n_words; word++) {
-        for (uint32_t nibble = 0; nibble < 16; nibble++) {
-            __m128i sum = _mm_set1_epi8((char)offset);
-            for (uint32_t p = 0; p < n_planes; p++) {
-                const int8_t *count = counts[p].count[planes[p][word] >> 4 * nibble & 15];
-                sum = _mm_add_epi8(sum, _mm_load_si128((const __m128i *)count));
+        __m128i *place = (__m128i *)t->bytes + (word * 8 * n_rows + row) * 2;
+        for (uint32_t byte = 0; byte < 8; byte++, place += (size_t)n_rows * 2)
+            for (uint32_t half = 0; half < 2; half++) {
+                __m128i sum = offsets_i8x16;
+                for (uint32_t p = 0; p < n_planes; p++) {
+                    uint64_t nibble = planes[p][word] >> (byte * 8 + half * 4) & 15;
+                    const int8_t *count = counts[p].count[nibble];
+                    sum = _mm_add_epi8(sum, _mm_load_si128((const __m128i *)count));
+                }
+                _mm_store_si128(place + half, sum);
             }
-            uint32_t place = ((word * 8 + nibble / 2) * n_rows + row) * 2 + nibble % 2;
-            _mm_store_si128((__m128i *)t->bytes + place, sum);
-        }
     }
 }
 
@@ -408,8 +411,11 @@ static void make_tables_planes(work *w, size_t word, uint32_t n_words)
         for (uint32_t p = 0; p < gemm->n_planes; p++)
             planes[p] = (const uint64_t *)gemm->inputs +
                         ((w->token + t) * gemm->n_planes + p) * w->n_words + word;
-        make_narrow(planes, w->counts, gemm->n_planes, w->offset, n_words, t, w->n_rows,
-                    &w->tables);
+        if (gemm->n_planes == 1)
+            make_narrow(planes, w->counts, 1, w->offset, n_words, t, w->n_rows, &w->tables);
+        else
+            make_narrow(planes, w->counts, gemm->n_planes, w->offset, n_words, t, w->n_rows,
+                        &w->tables);
     }
 }
 

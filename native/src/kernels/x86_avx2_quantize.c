@@ -331,6 +331,38 @@ INLINE void dot_rows(const bitm_planes *a, const uint32_t n_a, const bitm_planes
     }
 }
 
+INLINE __m256i count_bits(__m256i words)
+{
+    const __m256i nibble_u8x32 = _mm256_set1_epi8(15);
+    const __m256i counts_u8x32 =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    __m256i low = _mm256_and_si256(words, nibble_u8x32);
+    __m256i high = _mm256_and_si256(_mm256_srli_epi16(words, 4), nibble_u8x32);
+    return _mm256_sad_epu8(_mm256_add_epi8(_mm256_shuffle_epi8(counts_u8x32, low),
+                                           _mm256_shuffle_epi8(counts_u8x32, high)),
+                           _mm256_setzero_si256());
+}
+
+/* Rows of one word, such as the signs of a head: 8 at a time. */
+INLINE void dot_words(const bitm_planes *a, const bitm_planes *b, uint32_t n_rows, int32_t *dots)
+{
+    const __m256i x = _mm256_set1_epi64x((int64_t)a->bits[0]);
+    const __m256i weight = _mm256_set1_epi32(a->weights[0] * b->weights[0]);
+    uint32_t j = 0;
+    for (; j + 8 <= n_rows; j += 8) {
+        __m256 counts[2]; /* in the even lanes */
+        for (int k = 0; k < 2; k++) {
+            __m256i y = _mm256_loadu_si256((const __m256i *)(b->bits + j + 4 * k));
+            counts[k] = _mm256_castsi256_ps(count_bits(_mm256_and_si256(x, y)));
+        }
+        __m256i all = _mm256_castps_si256(_mm256_shuffle_ps(counts[0], counts[1], 0x88));
+        all = _mm256_permute4x64_epi64(all, 0xD8);
+        _mm256_storeu_si256((__m256i *)(dots + j), _mm256_mullo_epi32(all, weight));
+    }
+    const bitm_planes rest = {.bits = b->bits + j, .weights = b->weights, .n_planes = 1};
+    dot_rows(a, 1, &rest, 1, 1, n_rows - j, dots + j);
+}
+
 /* Signs, and bits with signs, have so few planes that loops over them would cost more than they. */
 INLINE void dot_planes(const bitm_planes *a, const bitm_planes *b, const uint32_t n_words,
                        uint32_t n_rows, int32_t *dots)
@@ -339,6 +371,10 @@ INLINE void dot_planes(const bitm_planes *a, const bitm_planes *b, const uint32_
         dot_rows(a, 2, b, 2, n_words, n_rows, dots);
     else if (a->n_planes == 1 && b->n_planes == 2)
         dot_rows(a, 1, b, 2, n_words, n_rows, dots);
+    else if (a->n_planes == 1 && b->n_planes == 1 && n_words == 1)
+        dot_words(a, b, n_rows, dots);
+    else if (a->n_planes == 1 && b->n_planes == 1)
+        dot_rows(a, 1, b, 1, n_words, n_rows, dots);
     else
         dot_rows(a, a->n_planes, b, b->n_planes, n_words, n_rows, dots);
 }
