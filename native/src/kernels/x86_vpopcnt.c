@@ -279,16 +279,52 @@ void bitm_gemm_w2planes__vpopcnt(const bitm_gemm *gemm, uint32_t token, uint32_t
     multiply(gemm, CODES_PLANES, true, token, n_tokens, output, n_outputs);
 }
 
-/* ---- Products of planes: a row in each 64-bit lane, so that no sum crosses lanes ---- */
+/* ---- Products of planes: a row in each 64-bit lane of a result ---- */
 
-/* One word of each of 8 rows, which are `stride` words apart; of fewer, the last one again. */
+/* A word of each of 8 rows, which are `stride` words apart; of fewer, the last one again. */
 INLINE __m512i word_of_rows(const uint64_t *words, size_t stride, uint32_t n_rows)
 {
     uint64_t w[8];
+    if (stride == 1) return _mm512_maskz_loadu_epi64((__mmask8)first_lanes(n_rows), words);
     for (uint32_t r = 0; r < 8; r++)
         w[r] = words[smaller(r, n_rows - 1) * stride];
     return _mm512_set_epi64((int64_t)w[7], (int64_t)w[6], (int64_t)w[5], (int64_t)w[4],
                             (int64_t)w[3], (int64_t)w[2], (int64_t)w[1], (int64_t)w[0]);
+}
+
+/* The sum of each of 8 vectors: three times, halves of two are added side by side. */
+INLINE __m512i sums_of(__m512i v[8])
+{
+    for (int i = 0; i < 4; i++)
+        v[i] = _mm512_add_epi64(_mm512_unpacklo_epi64(v[2 * i], v[2 * i + 1]),
+                                _mm512_unpackhi_epi64(v[2 * i], v[2 * i + 1]));
+    for (int n = 2; n > 0; n /= 2)
+        for (int i = 0; i < n; i++)
+            v[i] = _mm512_add_epi64(_mm512_shuffle_i64x2(v[2 * i], v[2 * i + 1], 0x88),
+                                    _mm512_shuffle_i64x2(v[2 * i], v[2 * i + 1], 0xDD));
+    return v[0];
+}
+
+/* Bits that x [n_words] shares with each of 8 rows. */
+INLINE __m512i shared_bits(const uint64_t *x, const uint64_t *rows, size_t stride, uint32_t n_words,
+                           uint32_t n_rows)
+{
+    __m512i of_row[8];
+    if (n_words == 1)
+        return _mm512_popcnt_epi64(
+            _mm512_and_si512(_mm512_set1_epi64((int64_t)x[0]), word_of_rows(rows, stride, n_rows)));
+    for (uint32_t r = 0; r < 8; r++)
+        of_row[r] = _mm512_setzero_si512();
+    for (uint32_t word = 0; word < n_words; word += 8) {
+        __mmask8 exist = (__mmask8)first_lanes(smaller(8, n_words - word));
+        __m512i x_words = _mm512_maskz_loadu_epi64(exist, x + word);
+        for (uint32_t r = 0; r < 8; r++) {
+            const uint64_t *row = rows + smaller(r, n_rows - 1) * stride + word;
+            __m512i both = _mm512_and_si512(x_words, _mm512_maskz_loadu_epi64(exist, row));
+            of_row[r] = _mm512_add_epi64(of_row[r], _mm512_popcnt_epi64(both));
+        }
+    }
+    return sums_of(of_row);
 }
 
 void bitm_dot_planes__vpopcnt(const bitm_planes *a, const bitm_planes *b, uint32_t n_words,
@@ -299,16 +335,13 @@ void bitm_dot_planes__vpopcnt(const bitm_planes *a, const bitm_planes *b, uint32
         uint32_t n = smaller(8, n_rows - j);
         __m512i sum = _mm512_setzero_si512();
         for (uint32_t q = 0; q < b->n_planes; q++) {
-            const uint64_t *plane = b->bits + j * stride + q * (size_t)n_words;
+            const uint64_t *rows = b->bits + j * stride + q * (size_t)n_words;
             __m512i part = _mm512_setzero_si512();
-            for (size_t i = 0; i < n_words; i++) {
-                __m512i y = word_of_rows(plane + i, stride, n);
-                for (uint32_t p = 0; p < a->n_planes; p++) {
-                    __m512i x = _mm512_set1_epi64((int64_t)a->bits[p * (size_t)n_words + i]);
-                    __m512i count = _mm512_popcnt_epi64(_mm512_and_si512(x, y));
-                    __m512i weight = _mm512_set1_epi64(a->weights[p]);
-                    part = _mm512_add_epi64(part, _mm512_mul_epi32(count, weight));
-                }
+            for (uint32_t p = 0; p < a->n_planes; p++) {
+                const uint64_t *x = a->bits + p * (size_t)n_words;
+                __m512i count = shared_bits(x, rows, stride, n_words, n);
+                __m512i weight = _mm512_set1_epi64(a->weights[p]);
+                part = _mm512_add_epi64(part, _mm512_mul_epi32(count, weight));
             }
             /* Low halves alone count, as far as 32 bits go. */
             sum = _mm512_add_epi64(sum, _mm512_mul_epi32(part, _mm512_set1_epi64(b->weights[q])));
