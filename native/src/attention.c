@@ -146,7 +146,7 @@ typedef struct packed {
     bitm_planes planes;
     int32_t offset;
     uint64_t *bits;
-    int32_t *sums; /* of each row's codes */
+    int32_t *sums; /* of each row's codes; of keys, times the offset of queries */
 } packed;
 
 /* One task of it. */
@@ -288,10 +288,12 @@ static void pack_queries_and_keys(head *h)
               head_size, &h->queries);
     pack_rows(h, h->w->layer->quantize_key, codes_of(h, KEY, 0), stride, 1, h->n_tokens, head_size,
               &h->keys);
+    for (size_t j = 0; j < h->n_tokens; j++)
+        h->keys.sums[j] *= h->queries.offset;
 }
 
-/* q_i . k_j of integers, times their steps. */
-static void integer_products(const head *h, size_t i)
+/* q_i . k_j of integers, times their steps, times scale. */
+static void integer_products(const head *h, size_t i, float scale)
 {
     const bitm_backend *backend = h->w->backend;
     const bitm_attention_buffers *buffers = &backend->attention;
@@ -304,9 +306,10 @@ static void integer_products(const head *h, size_t i)
     int32_t of_query = b * (h->queries.sums[i] - a * (int32_t)head_size);
     float step = buffers->step[QUERY][h->first + i];
     const float *key_step = buffers->step[KEY] + h->first;
-    const int32_t *key_sums = h->keys.sums;
+    const int32_t *dots = h->dots, *of_keys = h->keys.sums;
+    float *scores = h->scores;
     for (size_t j = 0; j < h->n_tokens; j++)
-        h->scores[j] = (float)(h->dots[j] + a * key_sums[j] + of_query) * (step * key_step[j]);
+        scores[j] = (float)(dots[j] + of_keys[j] + of_query) * (step * key_step[j]) * scale;
 }
 
 /* out[j] = a [n] . b_j [n] for rows b_j, as the float products add. */
@@ -356,13 +359,14 @@ static float find_weights(const head *h, size_t i)
     const bitm_backend *backend = w->backend;
     const bitm_file_config *config = backend->network->config;
     size_t stride = backend->network->attention_size, place = h->first * stride + h->place;
+    const bool scales_last = !w->integer_scores || config->score_rank > 0;
     if (w->integer_scores)
-        integer_products(h, i);
+        integer_products(h, i, scales_last ? 1.0F : config->score_scale);
     else
         float_products(backend, w->operands[QUERY] + place + i * stride, w->operands[KEY] + place,
                        stride, h->n_tokens, config->head_size, h->scores);
     if (config->score_rank > 0) add_low_rank(h, i);
-    for (size_t j = 0; j < h->n_tokens; j++)
+    for (size_t j = 0; scales_last && j < h->n_tokens; j++)
         h->scores[j] *= config->score_scale;
     if (config->attention_normalizer != BITM_NORMALIZER_SOFTMAX) return 1.0F;
     return backend->kernels->exp_sum(h->scores, h->n_tokens);
