@@ -281,25 +281,7 @@ INLINE group mish(group x)
 
 void bitm_activate__neon(uint32_t activation, float *x, uint32_t n)
 {
-    switch (activation) {
-    case BITM_ACTIVATION_GELU:
-        apply(gelu, x, n);
-        break;
-    case BITM_ACTIVATION_GELU_TANH:
-        apply(gelu_tanh, x, n);
-        break;
-    case BITM_ACTIVATION_RELU:
-        apply(relu, x, n);
-        break;
-    case BITM_ACTIVATION_SWISH:
-        apply(swish, x, n);
-        break;
-    case BITM_ACTIVATION_MISH:
-        apply(mish, x, n);
-        break;
-    default:
-        break;
-    }
+    BITM_ACTIVATE(activation, x, n);
 }
 
 /* ---- Norms ----

@@ -152,6 +152,28 @@ typedef void bitm_rms_norm_fn(const float *x, const float *gain, float eps, uint
  * their own variant to what they have just stored; it is an op to be checked and measured alone. */
 typedef void bitm_activate_fn(uint32_t activation, float *x, uint32_t n);
 
+/* What it does where vectors are at hand: a tier's apply(function, x, n), with its function. */
+#define BITM_ACTIVATE(activation, x, n)                                                            \
+    switch (activation) {                                                                          \
+    case BITM_ACTIVATION_GELU:                                                                     \
+        apply(gelu, x, n);                                                                         \
+        break;                                                                                     \
+    case BITM_ACTIVATION_GELU_TANH:                                                                \
+        apply(gelu_tanh, x, n);                                                                    \
+        break;                                                                                     \
+    case BITM_ACTIVATION_RELU:                                                                     \
+        apply(relu, x, n);                                                                         \
+        break;                                                                                     \
+    case BITM_ACTIVATION_SWISH:                                                                    \
+        apply(swish, x, n);                                                                        \
+        break;                                                                                     \
+    case BITM_ACTIVATION_MISH:                                                                     \
+        apply(mish, x, n);                                                                         \
+        break;                                                                                     \
+    default:                                                                                       \
+        break;                                                                                     \
+    }
+
 /* x [n] = exp(x - max(x)); returns the sum of them. */
 typedef float bitm_exp_sum_fn(float *x, uint32_t n);
 

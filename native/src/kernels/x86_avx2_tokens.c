@@ -130,25 +130,7 @@ INLINE void apply(function *f, float *x, uint32_t n)
 
 void bitm_activate__avx2(uint32_t activation, float *x, uint32_t n)
 {
-    switch (activation) {
-    case BITM_ACTIVATION_GELU:
-        apply(gelu, x, n);
-        break;
-    case BITM_ACTIVATION_GELU_TANH:
-        apply(gelu_tanh, x, n);
-        break;
-    case BITM_ACTIVATION_RELU:
-        apply(relu, x, n);
-        break;
-    case BITM_ACTIVATION_SWISH:
-        apply(swish, x, n);
-        break;
-    case BITM_ACTIVATION_MISH:
-        apply(mish, x, n);
-        break;
-    default:
-        break;
-    }
+    BITM_ACTIVATE(activation, x, n);
 }
 
 /* ---- Sums over a token ----
