@@ -363,7 +363,8 @@ INLINE void dot_words(const bitm_planes *a, const bitm_planes *b, uint32_t n_row
     dot_rows(a, 1, &rest, 1, 1, n_rows - j, dots + j);
 }
 
-/* Signs, and bits with signs, have so few planes that loops over them would cost more than they. */
+/* Signs, bits with signs, codes of four bits: loops over so few planes would cost more than these.
+ */
 INLINE void dot_planes(const bitm_planes *a, const bitm_planes *b, const uint32_t n_words,
                        uint32_t n_rows, int32_t *dots)
 {
@@ -375,6 +376,8 @@ INLINE void dot_planes(const bitm_planes *a, const bitm_planes *b, const uint32_
         dot_words(a, b, n_rows, dots);
     else if (a->n_planes == 1 && b->n_planes == 1)
         dot_rows(a, 1, b, 1, n_words, n_rows, dots);
+    else if (a->n_planes == 4 && b->n_planes == 4)
+        dot_rows(a, 4, b, 4, n_words, n_rows, dots);
     else
         dot_rows(a, a->n_planes, b, b->n_planes, n_words, n_rows, dots);
 }
