@@ -25,15 +25,16 @@ import tables
 from bitm import Model
 from machine import provenance, write_results
 
-SENTENCE = "The river flows into the [MASK]."
-WORDS = ["down", "to", "the", "old"] * 4
+# Words of make_model.py's vocabulary, a token each.
+WORDS = [f"w{i}" for i in range(1, 20)]
+SENTENCE = f"{' '.join(WORDS[:6])} [MASK]"
 BATCH, LENGTH = 128, 64
 ORIGINAL_MS = 1.447
 
 
 def sentences(n: int) -> list[str]:
-    """Texts of 8 to 23 tokens with a mask each."""
-    return [f"The river flows {' '.join(WORDS[: i % 16])} [MASK]." for i in range(n)]
+    """Texts of 4 to 19 words, one of them a mask."""
+    return [f"{' '.join(WORDS[: 3 + i % 16])} [MASK]" for i in range(n)]
 
 
 def processor_seconds() -> float:
@@ -57,6 +58,18 @@ def run_tool(command: list[str], texts: list[str]) -> tuple[float, float]:
 
     one, all_and_one = timed(lambda: run(texts[:1])), timed(lambda: run([*texts, texts[0]]))
     return all_and_one[0] - one[0], all_and_one[1] - one[1]
+
+
+def token_counts(arguments: argparse.Namespace) -> dict[str, float]:
+    """Tokens of a sentence: in another model's vocabulary they are other ones."""
+    with Model(arguments.model) as model:
+        counts = [len(model.tokenize(text)) for text in sentences(arguments.sentences)]
+        return {
+            "one": len(model.tokenize(SENTENCE)),
+            "least": min(counts),
+            "most": max(counts),
+            "mean": round(statistics.mean(counts), 1),
+        }
 
 
 def workloads(
@@ -123,6 +136,7 @@ def main() -> None:
         **provenance("python bench/end_to_end.py"),
         "activations": arguments.activations,
         "sentences": arguments.sentences,
+        "tokens": token_counts(arguments),
         "original_ms": ORIGINAL_MS,
         "runs": measure(arguments),
     }

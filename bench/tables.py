@@ -105,10 +105,12 @@ def end_to_end(document: Document) -> str:
         for result in document["runs"]
     )
     head = ["ms a sentence or sequence", "threads", "median", "least", "processor time"]
+    tokens = document["tokens"]
     return (
-        f"BERT-base, `{document['activations']}`, {document['sentences']} sentences. The original"
-        f" project's Titan RTX: {document['original_ms']} ms a sequence of 128 x 64, float32."
-        f"\n\n{table(head, rows)}"
+        f"BERT-base, `{document['activations']}`; a sentence of {tokens['one']} tokens, and"
+        f" {document['sentences']} of {tokens['least']} to {tokens['most']}, {tokens['mean']} on"
+        f" average. The original project's Titan RTX: {document['original_ms']} ms a sequence of"
+        f" 128 x 64, float32.\n\n{table(head, rows)}"
     )
 
 
