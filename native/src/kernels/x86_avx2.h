@@ -67,6 +67,14 @@ INLINE void transpose_floats(__m256 v[8])
     }
 }
 
+/* max(a, b) is a > b ? a : b. */
+INLINE float greatest_lane(__m256 x)
+{
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
 /* The 16 canonical lanes of a sum: 0 to 7, 8 to 15. */
 typedef struct lanes {
     __m256 low, high;

@@ -19,13 +19,6 @@ INLINE __m256 to_integer(__m256 x)
     return _mm256_sub_ps(_mm256_add_ps(x, all(BITM_ROUND_MAGIC)), all(BITM_ROUND_MAGIC));
 }
 
-INLINE float greatest_lane(__m256 x)
-{
-    __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
-}
-
 INLINE int32_t sum_lanes(__m256i x)
 {
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));

@@ -233,9 +233,7 @@ INLINE float greatest_of(const float *x, uint32_t n)
         __m256 mask = _mm256_castsi256_ps(first_lanes(n - i));
         eight = _mm256_max_ps(_mm256_blendv_ps(eight, load_floats(x + i, n - i), mask), eight);
     }
-    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+    return greatest_lane(eight);
 }
 
 float bitm_exp_sum__avx2(float *x, uint32_t n)
