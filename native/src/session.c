@@ -564,11 +564,12 @@ static bitm_status run_job(bitm_session *session, const job *j, bitm_error *err)
     for (uint32_t sequence = 0; sequence < j->batch->n_sequences;) {
         sequence = pack(session, j->batch, sequence);
         if (session->packed.n_sequences == 0) continue;
-        choose(session, j);
-        if (session->device != NULL)
+        if (session->device != NULL) {
             BITM_TRY(encode_on_device(session, j, err));
-        else
+        } else {
+            choose(session, j);
             bitm_bert_encode(session, j->n_layers);
+        }
         if (j->kind != TASK_CLASSIFY)
             BITM_TRY(run_rows(session, j, err));
         else if (session->device != NULL)
