@@ -49,19 +49,6 @@ uint32_t bitm_quantizer_planes(const bitm_file_quantizer *quantizer, const int32
  * greater one from some float on, and the least such float is found by asking the formula itself.
  * A NaN is not above it, as it has the lesser code by the formula. */
 
-typedef bool predicate(const bitm_quantization *quantization, float divisor, float x);
-
-static bool has_greater_code(const bitm_quantization *q, float divisor, float z)
-{
-    (void)divisor;
-    return bitm_code(z, q->base, q->divisor, q->factor, q->lo, q->hi) >= q->hi;
-}
-
-static bool has_quotient_above(const bitm_quantization *q, float divisor, float x)
-{
-    return x / divisor >= q->threshold;
-}
-
 /* Floats in their order as integers in theirs; both zeros are 0. */
 static int64_t place_of(float x)
 {
@@ -79,23 +66,39 @@ static float float_at(int64_t place)
     return x;
 }
 
-/* The least float of which a predicate holds, that holds of +infinity and not of -infinity: steps
- * of twice the length from a guess, which is seldom off by more than a few floats, then halves. */
-static float least_of(predicate *holds, const bitm_quantization *q, float divisor, float guess)
+/* Steps of twice the length from the guess, which is seldom off by more than a few floats, then
+ * halves. */
+float bitm_least_float(bitm_float_predicate *holds, const void *context, float guess)
 {
-    int64_t above = place_of(INFINITY), below = -above, probe = place_of(guess), stride = 1;
+    int64_t above = place_of(INFINITY) + 1, below = -above, probe = place_of(guess), stride = 1;
     while (above - below > 1) {
         if (probe <= below || probe >= above) probe = below + (above - below) / 2;
-        if (holds(q, divisor, float_at(probe))) {
+        if (holds(context, float_at(probe))) {
             above = probe;
             probe -= stride;
         } else {
             below = probe;
             probe += stride;
         }
-        stride *= 2;
+        if (stride < INT32_MAX) stride *= 2; /* no float is further */
     }
     return float_at(above);
+}
+
+static bool has_greater_code(const void *quantization, float z)
+{
+    const bitm_quantization *q = quantization;
+    return bitm_code(z, q->base, q->divisor, q->factor, q->lo, q->hi) >= q->hi;
+}
+
+typedef struct quotient {
+    float divisor, least;
+} quotient;
+
+static bool has_quotient_above(const void *context, float x)
+{
+    const quotient *q = context;
+    return x / q->divisor >= q->least;
 }
 
 static bool is_positive(float x)
@@ -109,13 +112,14 @@ void bitm_quantization_split(bitm_quantization *q)
                    is_positive(q->factor) && fabsf(q->base) < INFINITY;
     if (!q->two_codes) return;
     float guess = q->base + (q->lo + 0.5F) * (q->divisor / q->factor);
-    q->threshold = least_of(has_greater_code, q, 0.0F, guess);
+    q->threshold = bitm_least_float(has_greater_code, q, guess);
 }
 
 bool bitm_quantization_divide(bitm_quantization *q, float divisor)
 {
     if (!q->two_codes || q->shift != NULL || q->clips || !is_positive(divisor)) return false;
-    q->threshold = least_of(has_quotient_above, q, divisor, q->threshold * divisor);
+    const quotient sought = {divisor, q->threshold};
+    q->threshold = bitm_least_float(has_quotient_above, &sought, q->threshold * divisor);
     return true;
 }
 

@@ -11,6 +11,11 @@ bitm_input_form bitm_inputs_form(bitm_activations activations, const bitm_branch
 /* Planes of a quantizer's codes, and the weight of each: code = sum of weights[p] * bit p. */
 uint32_t bitm_quantizer_planes(const bitm_file_quantizer *quantizer, const int32_t **weights);
 
+/* The least float of which a predicate of (context, float) holds, that holds of all floats above as
+ * well; a NaN where it holds of none.  guess: sooner found from near it. */
+typedef bool bitm_float_predicate(const void *context, float x);
+float bitm_least_float(bitm_float_predicate *holds, const void *context, float guess);
+
 /* Finds the threshold between two codes, where there are no more and the numbers are ordinary. */
 void bitm_quantization_split(bitm_quantization *quantization);
 

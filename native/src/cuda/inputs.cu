@@ -1,7 +1,5 @@
 /* What linears take: inputs made by kernels of their own, or planned for the kernel before to make;
  * as inputs.c on the CPU. */
-#include <string.h>
-
 #include "encode_rows.cuh"
 #include "forward.cuh"
 
@@ -46,27 +44,23 @@ bool has_thresholds(const Quantizer &q)
     return q.kind == KIND_INT && q.hi > q.lo && q.hi - q.lo <= MAX_THRESHOLDS;
 }
 
-/* The float of a place in the order of floats; place 0: 0. */
-static float float_at(int64_t place)
+struct SoughtCode {
+    const Quantizer *quantizer;
+    int32_t code;
+};
+
+static bool reaches_code(const void *context, float x)
 {
-    uint32_t bits = place >= 0 ? (uint32_t)place : (uint32_t)-place | 1u << 31;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
+    const SoughtCode &sought = *(const SoughtCode *)context;
+    const Quantizer &q = *sought.quantizer;
+    Quantization known = {q, q.step, 1.0F, q.step, 0.0F};
+    return code_of(known, clipped(q, x)) >= sought.code;
 }
 
-/* By bisection: codes increase with what they are of. */
 float threshold_of(const Quantizer &q, int32_t code)
 {
-    enum { INFINITE = 0x7F800000 };
-    Quantization known = {q, q.step, 1.0F, q.step, 0.0F};
-    int64_t below = -INFINITE - 1, reached = INFINITE + 1; /* a NaN */
-    while (reached - below > 1) {
-        int64_t middle = (below + reached) / 2;
-        bool reaches = code_of(known, clipped(q, float_at(middle))) >= code;
-        (reaches ? reached : below) = middle;
-    }
-    return float_at(reached);
+    SoughtCode sought = {&q, code};
+    return bitm_least_float(reaches_code, &sought, ((float)code - 0.5F) * q.step);
 }
 
 void plan_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n,
