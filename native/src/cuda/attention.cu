@@ -183,7 +183,6 @@ const Linear *counted_after_attention(const Work &w, const Layer &layer)
 
 void run_attention(const Work &w, const Layer &layer, const float *x, Inputs *context)
 {
-    const Linear &next = layer.attention_output;
     *context = Inputs();
     if (!is_plain(w.session->model, layer)) {
         general_attention(w, layer, x);
@@ -191,9 +190,7 @@ void run_attention(const Work &w, const Layer &layer, const float *x, Inputs *co
         plain_attention(w, NULL);
     } else {
         Encoding encoding;
-        plan_inputs(w, &next.branches[0], NULL, next.columns,
-                    &w.session->buffers.encoded[AFTER_ATTENTION], context, &encoding);
-        encoding.counts = can_count(w, next);
+        plan_in_parts(w, layer.attention_output, context, &encoding);
         plain_attention(w, &encoding);
         sum_planes(w, encoding);
     }
@@ -236,8 +233,7 @@ static bool plan_attend(const Work &w, const Layer &layer, const float *x, Input
                                    branch->row_ones};
     }
     const Product &p = a->product;
-    bool bytes = inputs[0].form == BITM_INPUT_I8 || inputs[0].form == BITM_INPUT_I16;
-    if (bytes && p.n_input_pieces != p.n_weight_pieces * BYTES_PIECES) return false;
+    if (are_bytes(inputs[0].form) && p.n_input_pieces != p.n_weight_pieces * BYTES_PIECES) return false;
     a->n_weight_planes = layer.query.branches[0].n_planes;
     for (uint32_t t = 0; t < p.n_terms; t++)
         if (p.terms[t].input_plane >= a->n_input_planes)
@@ -247,21 +243,16 @@ static bool plan_attend(const Work &w, const Layer &layer, const float *x, Input
 
 bool attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3], Inputs *context)
 {
-    const Linear &next = layer.attention_output;
     Attend a;
     if (!plan_attend(w, layer, x, inputs, &a)) return false;
     Encoding encoding;
     bool encodes = can_encode_context(w, layer);
     *context = Inputs();
-    if (encodes) {
-        plan_inputs(w, &next.branches[0], NULL, next.columns,
-                    &w.session->buffers.encoded[AFTER_ATTENTION], context, &encoding);
-        encoding.counts = can_count(w, next);
-    }
+    if (encodes) plan_in_parts(w, layer.attention_output, context, &encoding);
     a.attention = attention_of(w, encodes ? &encoding : NULL);
     dim3 grid(w.session->model->network.config->n_heads, w.batch->n_sequences);
     size_t shared = attend_shared_bytes(a);
-    if (inputs[0].form == BITM_INPUT_I8 || inputs[0].form == BITM_INPUT_I16)
+    if (are_bytes(inputs[0].form))
         BITM_LAUNCH(attend_kernel<true>, grid, THREADS_64, shared, w.session->stream, a);
     else
         BITM_LAUNCH(attend_kernel<false>, grid, THREADS_64, shared, w.session->stream, a);

@@ -53,6 +53,17 @@ static inline uint32_t token_blocks(uint32_t n_tokens)
 /* The statistics that a quantizer of whole sequences needs. */
 void find_extremes(const Work &w, Encoding *e);
 
+/* The form of a branch's inputs. */
+static inline bitm_input_form form_of(const Work &w, const Branch &branch)
+{
+    return bitm_inputs_form((bitm_activations)w.session->limits.activations, branch.host);
+}
+
+static inline bool are_bytes(bitm_input_form form)
+{
+    return form == BITM_INPUT_I8 || form == BITM_INPUT_I16;
+}
+
 /* The inputs of a branch in a place, and how to encode x for them. */
 void plan_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n,
                  const Encoded *place, Inputs *inputs, Encoding *e);
@@ -74,10 +85,14 @@ bool is_in_registers(uint32_t n);
  * norm before has cleared the counts, and no float sum of the inputs is wanted. */
 bool can_count(const Work &w, const Linear &linear);
 
+/* The inputs of a linear that a kernel writes in parts, in the place after products and attention,
+ * and how to encode them. */
+void plan_in_parts(const Work &w, const Linear &linear, Inputs *inputs, Encoding *e);
+
 /* What is known of tokens whose planes have been written in parts, unless it has been counted. */
 void sum_planes(const Work &w, const Encoding &e);
 
-/* The inputs of a linear that are going to be written, and counted, in parts. */
+/* How the inputs of a linear are going to be written, and counted, in parts. */
 Encoding counted_encoding(const Work &w, const Linear &linear);
 
 /* What follows a norm: the linears that take its results, whose inputs are made in places of their

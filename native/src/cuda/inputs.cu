@@ -66,9 +66,7 @@ float threshold_of(const Quantizer &q, int32_t code)
 void plan_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n,
                  const Encoded *place, Inputs *inputs, Encoding *e)
 {
-    bitm_input_form form =
-        bitm_inputs_form((bitm_activations)w.session->limits.activations, branch->host);
-    bool bytes = form == BITM_INPUT_I8 || form == BITM_INPUT_I16;
+    bitm_input_form form = form_of(w, *branch);
     bool quantized = branch->host->quantizer != NULL;
     *inputs = Inputs();
     inputs->made_for = branch;
@@ -78,7 +76,7 @@ void plan_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n
     inputs->facts.sum = place->sum;
     inputs->facts.base = place->base;
     inputs->facts.code_sum = place->code_sum;
-    inputs->n_pieces = bytes ? pieces_of_bytes(n) : pieces_of_bits(n);
+    inputs->n_pieces = are_bytes(form) ? pieces_of_bytes(n) : pieces_of_bits(n);
     inputs->plane_stride = (size_t)w.n_tokens * inputs->n_pieces;
     *e = Encoding();
     e->x = x;
@@ -114,8 +112,8 @@ template <int N> static void launch_encode_rows(const Work &w, const Encoding &e
 
 static void encode(const Work &w, const Encoding &e)
 {
-    bool bytes = e.form == FORM_I8 || e.form == FORM_I16;
-    uint32_t n = e.quantizer.kind == KIND_NONE && bytes ? e.n : 0;
+    bool in_rows = e.quantizer.kind == KIND_NONE && are_bytes((bitm_input_form)e.form);
+    uint32_t n = in_rows ? e.n : 0;
     if (n == 512)
         launch_encode_rows<4>(w, e);
     else if (n == 768)
@@ -135,8 +133,7 @@ void make_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n
 {
     const Buffers &b = w.session->buffers;
     cudaStream_t stream = w.session->stream;
-    bitm_input_form form =
-        bitm_inputs_form((bitm_activations)w.session->limits.activations, branch->host);
+    bitm_input_form form = form_of(w, *branch);
     if (inputs->made_for != NULL && inputs->form == form && is_same(inputs->made_for, branch))
         return;
     const Encoded *place = inputs->place != NULL ? inputs->place : &b.encoded[0];
@@ -180,8 +177,7 @@ bool can_follow_in_parts(const Work &w, const Linear &linear)
 {
     const Branch &branch = linear.branches[0];
     const Quantizer &q = branch.quantizer;
-    bitm_input_form form =
-        bitm_inputs_form((bitm_activations)w.session->limits.activations, branch.host);
+    bitm_input_form form = form_of(w, branch);
     return takes_x(branch) && has_thresholds(q) &&
            (form == BITM_INPUT_SIGN || form == BITM_INPUT_PLANES);
 }
@@ -190,10 +186,8 @@ bool can_follow_in_parts(const Work &w, const Linear &linear)
 static bool can_follow(const Work &w, const Linear &linear)
 {
     const Branch &branch = linear.branches[0];
-    bitm_input_form form =
-        bitm_inputs_form((bitm_activations)w.session->limits.activations, branch.host);
     bool is_free = branch.quantizer.kind == KIND_NONE && takes_x(branch) &&
-                   (form == BITM_INPUT_I8 || form == BITM_INPUT_I16);
+                   are_bytes(form_of(w, branch));
     return is_free || can_follow_in_parts(w, linear);
 }
 
@@ -209,6 +203,13 @@ bool can_count(const Work &w, const Linear &linear)
            branch.row_offset == NULL && branch.row_base == NULL;
 }
 
+void plan_in_parts(const Work &w, const Linear &linear, Inputs *inputs, Encoding *e)
+{
+    plan_inputs(w, &linear.branches[0], NULL, linear.columns, &w.session->buffers.encoded[LATER],
+                inputs, e);
+    e->counts = can_count(w, linear);
+}
+
 void sum_planes(const Work &w, const Encoding &e)
 {
     if (e.counts) return;
@@ -220,9 +221,7 @@ Encoding counted_encoding(const Work &w, const Linear &linear)
 {
     Inputs inputs;
     Encoding e;
-    plan_inputs(w, &linear.branches[0], NULL, linear.columns,
-                &w.session->buffers.encoded[AFTER_PRODUCT], &inputs, &e);
-    e.counts = 1;
+    plan_in_parts(w, linear, &inputs, &e);
     return e;
 }
 
@@ -239,10 +238,8 @@ Followers plan_followers(const Work &w, uint32_t n, const Next &next)
         const Branch *branch = &linear.branches[0];
         bool known = false;
         for (uint32_t k = 0; k < i && !known; k++) {
-            known =
-                inputs[k].made_for != NULL && is_same(inputs[k].made_for, branch) &&
-                inputs[k].form ==
-                    bitm_inputs_form((bitm_activations)w.session->limits.activations, branch->host);
+            known = inputs[k].made_for != NULL && is_same(inputs[k].made_for, branch) &&
+                    inputs[k].form == form_of(w, *branch);
             if (known) inputs[i] = inputs[k];
         }
         if (known) continue;

@@ -46,7 +46,7 @@ void run_linear_norm(const Work &w, const Linear &linear, const float *from, Inp
     const Buffers &b = w.session->buffers;
     uint32_t n = config->hidden_size;
     float eps = config->layer_norm_eps;
-    if (inputs->place == NULL) inputs->place = &b.encoded[AFTER_PRODUCT];
+    if (inputs->place == NULL) inputs->place = &b.encoded[LATER];
     if (w.session->model->has_wgmma == 0 || !is_in_registers(n) || !is_plain_product(w, linear)) {
         run_linear(w, linear, from, 0, b.output, inputs);
         add_norm(w, b.output, b.hidden, norm, eps, n, b.hidden, next);
@@ -59,7 +59,7 @@ void run_linear_norm(const Work &w, const Linear &linear, const float *from, Inp
     a.product.epilogue = epilogue_of(branch, *inputs, 0, NULL);
     a.norm = Norm{NULL, b.hidden, norm.gain, norm.bias, eps, w.n_tokens, n, b.hidden};
     a.followers = plan_followers(w, n, next);
-    bool bytes = inputs->form == BITM_INPUT_I8 || inputs->form == BITM_INPUT_I16;
+    bool bytes = are_bytes(inputs->form);
     bool many = w.n_tokens >= MANY_TOKENS;
     if (n == 512)
         bytes ? launch_product_norm<32, 32, 2, true>(w, a)

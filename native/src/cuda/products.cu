@@ -105,10 +105,8 @@ static bitm_status allow_products(const bitm_device_model *model, bitm_error *er
 bool is_plain_product(const Work &w, const Linear &linear)
 {
     const Branch &branch = linear.branches[0];
-    bitm_input_form form =
-        bitm_inputs_form((bitm_activations)w.session->limits.activations, branch.host);
-    return linear.n_branches == 1 && form != BITM_INPUT_FLOAT && branch.row_offset == NULL &&
-           branch.row_base == NULL;
+    return linear.n_branches == 1 && form_of(w, branch) != BITM_INPUT_FLOAT &&
+           branch.row_offset == NULL && branch.row_base == NULL;
 }
 
 Product product_of(const Work &w, const Branch *branch, const Inputs &inputs, uint32_t columns)
@@ -145,7 +143,7 @@ static void run_product(const Work &w, const Branch *branch, const Inputs &input
     }
     Product p = product_of(w, branch, inputs, columns);
     p.epilogue = epilogue;
-    bool bytes = inputs.form == BITM_INPUT_I8 || inputs.form == BITM_INPUT_I16;
+    bool bytes = are_bytes(inputs.form);
     bool wgmma = w.session->model->has_wgmma != 0;
     bool plain = epilogue.row_offset == NULL && epilogue.row_base == NULL && !epilogue.accumulate;
     Encoding none = {};
@@ -193,8 +191,7 @@ void run_linear(const Work &w, const Linear &linear, const float *x, uint32_t ac
 bool can_write_bits(const Work &w, const Linear &linear, uint32_t activation, const Linear &next)
 {
     const Branch *branch = &linear.branches[0];
-    bitm_input_form form =
-        bitm_inputs_form((bitm_activations)w.session->limits.activations, branch->host);
+    bitm_input_form form = form_of(w, *branch);
     return w.session->model->has_wgmma != 0 && linear.n_branches == 1 && next.n_branches == 1 &&
            (form == BITM_INPUT_SIGN || form == BITM_INPUT_PLANES) &&
            (activation == 0 || activation == BITM_ACTIVATION_GELU) && branch->row_offset == NULL &&
@@ -208,9 +205,7 @@ void run_linear_to_bits(const Work &w, const Linear &linear, const float *x, uin
     const Branch *branch = &linear.branches[0];
     Encoding encoding;
     make_inputs(w, branch, x, linear.columns, inputs);
-    plan_inputs(w, &next.branches[0], NULL, linear.rows, &w.session->buffers.encoded[AFTER_PRODUCT],
-                next_inputs, &encoding);
-    encoding.counts = can_count(w, next);
+    plan_in_parts(w, next, next_inputs, &encoding);
     Epilogue e = epilogue_of(branch, *inputs, activation, NULL);
     run_product(w, branch, *inputs, linear.columns, e, &encoding);
     sum_planes(w, encoding);

@@ -21,7 +21,7 @@ struct Encoded {
 
 /* A norm makes the inputs of up to three linears; a product and attention those of the next while
  * they read their own. */
-enum { AFTER_PRODUCT = 3, AFTER_ATTENTION = 3, N_ENCODED };
+enum { LATER = 3, N_ENCODED };
 
 /* Arrays on the device.  T tokens, H hidden, A attention, I intermediate size. */
 struct Buffers {
