@@ -415,8 +415,11 @@ static bitm_status flush_device_rows(bitm_session *session, const job *j, uint32
     return BITM_OK;
 }
 
-static bitm_status flush_rows(bitm_session *session, const job *j, uint32_t n_rows, bitm_error *err)
+/* Runs the head at the rows that wait. */
+static bitm_status flush_rows(bitm_session *session, const job *j, bitm_error *err)
 {
+    uint32_t n_rows = session->n_rows;
+    session->n_rows = 0;
     if (n_rows == 0) return BITM_OK;
     if (session->device != NULL) return flush_device_rows(session, j, n_rows, err);
     const bitm_row *rows = session->rows;
@@ -476,13 +479,6 @@ static bool rows_wait(const bitm_session *session, const job *j)
     return session->device == NULL && j->kind != TASK_HIDDEN;
 }
 
-static bitm_status flush_all(bitm_session *session, const job *j, bitm_error *err)
-{
-    uint32_t n_rows = session->n_rows;
-    session->n_rows = 0;
-    return flush_rows(session, j, n_rows, err);
-}
-
 static bitm_status add_row(bitm_session *session, const job *j, bitm_row row, bitm_error *err)
 {
     size_t hidden_size = session->model->network.config->hidden_size;
@@ -491,7 +487,7 @@ static bitm_status add_row(bitm_session *session, const job *j, bitm_row row, bi
         memcpy(session->head_input + session->n_rows * hidden_size,
                session->hidden + row.token * hidden_size, hidden_size * sizeof(float));
     session->rows[session->n_rows++] = row;
-    return session->n_rows == most ? flush_all(session, j, err) : BITM_OK;
+    return session->n_rows == most ? flush_rows(session, j, err) : BITM_OK;
 }
 
 /* Asks the head for every token, or for the requested positions, of the packed sequences. */
@@ -515,21 +511,18 @@ static bitm_status run_rows(bitm_session *session, const job *j, bitm_error *err
             BITM_TRY(add_row(session, j, row, err));
         }
     }
-    return rows_wait(session, j) ? BITM_OK : flush_all(session, j, err);
+    return rows_wait(session, j) ? BITM_OK : flush_rows(session, j, err);
 }
 
 /* The logits of the packed sequences, on the device. */
 static bitm_status classify_on_device(bitm_session *session, const job *j, bitm_error *err)
 {
     const bitm_packed *p = &session->packed;
-    uint32_t n_rows = 0;
     for (uint32_t i = 0; i < p->n_sequences; i++) {
-        session->rows[n_rows++] = (bitm_row){.token = p->first[i], .output = p->sequences[i]};
-        if (n_rows < session->max_rows) continue;
-        BITM_TRY(flush_device_rows(session, j, n_rows, err));
-        n_rows = 0;
+        bitm_row row = {.token = p->first[i], .output = p->sequences[i]};
+        BITM_TRY(add_row(session, j, row, err));
     }
-    return flush_rows(session, j, n_rows, err);
+    return flush_rows(session, j, err);
 }
 
 static bitm_status encode_on_device(bitm_session *session, const job *j, bitm_error *err)
@@ -577,7 +570,7 @@ static bitm_status run_job(bitm_session *session, const job *j, bitm_error *err)
         else
             bitm_head_classify(session, j->output);
     }
-    return flush_all(session, j, err);
+    return flush_rows(session, j, err);
 }
 
 static bitm_status enter(bitm_session *session, bitm_error *err)
