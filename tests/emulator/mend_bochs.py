@@ -2,9 +2,10 @@
 
 python mend_bochs.py BOCHS
 
-Its products of tiles take every byte for unsigned.  And Linux lends tiles only where they can be
-withheld until a program's first use of them (extended feature disable, Intel SDM volume 1, 13.14),
-which Bochs does not know.
+Its products of tiles take every byte for unsigned.  What it saves of tiles, when another program
+gets the processor, is not what it restores.  And Linux lends tiles only where they can be withheld
+until a program's first use of them (extended feature disable, Intel SDM volume 1, 13.14), which
+Bochs does not know.
 """
 
 from __future__ import annotations
@@ -33,6 +34,17 @@ def mend_products(path: Path) -> None:
         product = re.sub(rf"([{signed}]byte\[\d\])\)", r"Bit8s(\1))", product)
         text = text.replace(found[0], product)
     path.write_text(text)
+
+
+def mend_saving(path: Path) -> None:
+    """The places of a tile's rows and bytes a row (SDM volume 1, 3.7), 16 rows, tiles in use."""
+    for wrong, right in (
+        (r"(tilecfg\.vmm16u\(8\+n\) +=.*)\.rows;", r"\1.bytes_per_row;"),
+        (r"(tilecfg\.vmmubyte\(48\+n\) =.*)\.bytes_per_row;", r"\1.rows;"),
+        (r"tile_use_tracker == 0", "tile_use_tracker != 0"),
+    ):
+        replace(path, wrong, right)
+    replace(path, r"row=0; row < BX_TILE_REGISTERS", "row=0; row < BX_TILE_MAX_ROWS", count=2)
 
 
 def withhold_tiles(cpu: Path) -> None:
@@ -79,6 +91,7 @@ def withhold_tiles(cpu: Path) -> None:
 def main() -> None:
     cpu = Path(sys.argv[1]) / "cpu"
     mend_products(cpu / "avx/amx.cc")
+    mend_saving(cpu / "xsave.cc")
     withhold_tiles(cpu)
 
 
