@@ -119,15 +119,16 @@ def floor_ms(batch: int, length: int, signs: bool) -> tuple[float, float]:
     return max(linears / rate, weights) * 1e3, attention / FLOATS_PER_S * 1e3
 
 
-def torch_encoders() -> dict[str, Callable[[np.ndarray[Any, Any]], Any]]:
-    """PyTorch's encoder of the same sizes, compiled."""
+def torch_encoders(names: list[str]) -> dict[str, Callable[[np.ndarray[Any, Any]], Any]]:
+    """PyTorch's encoder of the same sizes in each dtype of names, compiled."""
     import torch
     from transformers import BertConfig, BertModel
 
     encoders: dict[str, Callable[[np.ndarray[Any, Any]], Any]] = {}
-    for name, dtype in (("torch fp16", torch.float16), ("torch bf16", torch.bfloat16)):
+    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    for name in names:
         with torch.no_grad():
-            model = BertModel(BertConfig(), add_pooling_layer=False).eval().cuda().to(dtype)
+            model = BertModel(BertConfig(), add_pooling_layer=False).eval().cuda().to(dtypes[name])
         compiled = torch.compile(model, mode="reduce-overhead")
 
         def run(ids: Any, compiled: Any = compiled) -> Any:
@@ -135,7 +136,7 @@ def torch_encoders() -> dict[str, Callable[[np.ndarray[Any, Any]], Any]]:
                 torch.compiler.cudagraph_mark_step_begin()
                 return compiled(ids).last_hidden_state
 
-        encoders[name] = run
+        encoders[f"torch {name}"] = run
     return encoders
 
 
@@ -205,7 +206,7 @@ def sentences_per_s(model: Model) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="a JSON file")
-    parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--torch", default="fp16,bf16", help="dtypes of PyTorch, '' for none")
     parser.add_argument("--runs", type=int, default=50)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -214,7 +215,7 @@ def main() -> None:
             path = Path(folder) / f"{name}.bitm"
             bitm_formats.write(path, bert_base(signs))
             benches[name] = (Bench(path, "int8"), signs)
-        torch_runs = {} if arguments.no_torch else torch_encoders()
+        torch_runs = torch_encoders(arguments.torch.split(",")) if arguments.torch else {}
         model = benches["W1A8"][0].model
         document = {
             **provenance("python bench/cuda.py"),

@@ -69,8 +69,47 @@ template <int THREADS = WARP> static __device__ inline int32_t warp_sum(int32_t 
     return x;
 }
 
-/* An activation function of SPEC.md 3.2; 0: none.  Not inlined: kernels that call it for many values
- * would not fit in the instruction cache. */
+/* A step of a transposition of groups of bits between threads: of two whose numbers differ by
+ * `step`, one gets the `low` groups of both, the other those `shift` bits above. */
+static __device__ inline uint32_t exchange_bits(uint32_t x, uint32_t step, uint32_t shift,
+                                                uint32_t low)
+{
+    uint32_t other = __shfl_xor_sync(ALL_THREADS, x, (int)step);
+    bool upper = (threadIdx.x & step) != 0;
+    return upper ? (x & ~low) | (other >> shift & low) : (x & low) | (other << shift & ~low);
+}
+
+/* Of 16 neighbouring threads, thread l gets bit l of each, and bit 16 + l of each above them. */
+static __device__ inline uint32_t transpose_bits_16(uint32_t x)
+{
+    x = exchange_bits(x, 8, 8, 0x00FF00FFu);
+    x = exchange_bits(x, 4, 4, 0x0F0F0F0Fu);
+    x = exchange_bits(x, 2, 2, 0x33333333u);
+    return exchange_bits(x, 1, 1, 0x55555555u);
+}
+
+/* Of 8 neighbouring threads, thread t gets group t of 4 bits of each. */
+static __device__ inline uint32_t transpose_nibbles_8(uint32_t x)
+{
+    x = exchange_bits(x, 4, 16, 0x0000FFFFu);
+    x = exchange_bits(x, 2, 8, 0x00FF00FFu);
+    return exchange_bits(x, 1, 4, 0x0F0F0F0Fu);
+}
+
+/* Of 4 neighbouring threads, thread t gets byte t of each, of whose four pairs of bits the word
+ * then has the first ones in its lowest byte, and so on. */
+static __device__ inline uint32_t transpose_pairs_4(uint32_t x)
+{
+    x = exchange_bits(x, 2, 16, 0x0000FFFFu);
+    x = exchange_bits(x, 1, 8, 0x00FF00FFu);
+    uint32_t odd = (x ^ x >> 6) & 0x00CC00CCu;
+    x ^= odd ^ odd << 6;
+    uint32_t upper = (x ^ x >> 12) & 0x0000F0F0u;
+    return x ^ upper ^ upper << 12;
+}
+
+/* An activation function of SPEC.md 3.2; 0: none.  Not inlined: kernels that call it for many
+ * values would not fit in the instruction cache. */
 static __device__ __noinline__ float activate(uint32_t activation, float x)
 {
     switch (activation) {

@@ -30,15 +30,15 @@ struct Attend {
     Attention attention;
 };
 
-/* Steps and sums of codes of the tokens of three linears, then query, key, value, scores and
- * factors, or before them the operands: sets of inputs, then weights. */
+/* Steps and sums of codes of the tokens of three linears, then query, key, value, and two sums; the
+ * operands before them, sets of inputs and then weights, and the scores after. */
 static __host__ __device__ inline size_t attend_shared_bytes(const Attend &a)
 {
     const Product &p = a.product;
     size_t operands = (size_t)BLOCK_64 * PIECE_BYTES *
                       (a.n_sets * a.n_input_planes * p.n_input_pieces +
                        3 * a.n_weight_planes * p.n_weight_pieces);
-    size_t floats = sizeof(float) * (4 * STRIDE_64 * BLOCK_64 + BLOCK_64);
+    size_t floats = sizeof(float) * (3 * STRIDE_64 * BLOCK_64 + 2 * BLOCK_64);
     size_t facts = 3 * BLOCK_64 * (sizeof(float) + sizeof(int32_t));
     return facts + (operands > floats ? operands : floats);
 }
@@ -51,9 +51,12 @@ static __device__ inline void copy_rows_64(const uint4 *from, size_t row, uint32
 {
     uint32_t r = threadIdx.x % BLOCK_64,
              place = r / TILE_ROWS * n_pieces * TILE_ROWS + r % TILE_ROWS;
+    uint32_t first = threadIdx.x / BLOCK_64 * TILE_ROWS, n = n_pieces * TILE_ROWS;
     from += piece_place(row + r, 0, n_pieces);
-    for (uint32_t piece = threadIdx.x / BLOCK_64; piece < n_pieces; piece += THREADS_64 / BLOCK_64)
-        copy_async(to + place + piece * TILE_ROWS, from + piece * TILE_ROWS);
+    to += place;
+#pragma unroll 1 /* little code, which runs once */
+    for (uint32_t i = first; i < n; i += THREADS_64 / BLOCK_64 * TILE_ROWS)
+        copy_async(to + i, from + i);
 }
 
 /* Starts to copy the operands. */
@@ -93,18 +96,22 @@ static __device__ inline void multiply_head(const Product &p, const uint4 *input
         return;
     }
     weights += threadIdx.x / WARP * 2 * n * TILE_ROWS;
-    for (uint32_t piece = 0; piece < n; piece++) {
-        uint32_t codes[4][4];
-        expand_weights(weights + piece * TILE_ROWS, n * TILE_ROWS, codes);
-        wgmma_fence();
+    for (uint32_t first = 0; first < n; first += 2) {
+        uint32_t codes[2][4][4]; /* the second ones expanded while the first are multiplied */
 #pragma unroll
-        for (uint32_t k = 0; k < 4; k++) {
-            uint64_t b = tile_descriptor(inputs + (piece * BYTES_PIECES + k * 2) * TILE_ROWS,
-                                         p.n_input_pieces);
-            wgmma_bytes_64<SIGNED>(acc, codes[k], b);
+        for (uint32_t i = 0; i < 2; i++) {
+            uint32_t piece = first + i;
+            expand_weights(weights + piece * TILE_ROWS, n * TILE_ROWS, codes[i]);
+            wgmma_fence();
+#pragma unroll
+            for (uint32_t k = 0; k < 4; k++) {
+                uint64_t b = tile_descriptor(inputs + (piece * BYTES_PIECES + k * 2) * TILE_ROWS,
+                                             p.n_input_pieces);
+                wgmma_bytes_64<SIGNED>(acc, codes[i][k], b);
+            }
+            wgmma_commit();
         }
-        wgmma_commit();
-        wgmma_wait<0>(); /* the registers of the codes are the next piece's */
+        wgmma_wait<0>(); /* the registers of the codes are the next pair's */
     }
 }
 
@@ -170,15 +177,21 @@ static __device__ inline void finish_head(const Attend &a, const HeadLinear &lin
         int32_t x = (acc[i * 2] + ones[i % 2]) * multiplier - code_sums.x;
         int32_t y = (acc[i * 2 + 1] + ones[i % 2]) * multiplier - code_sums.y;
         float *place = to + (turned ? d * STRIDE_64 + t : t * STRIDE_64 + d);
-        place[0] = fmaf((float)x, scale[i % 2] * steps.x, bias[i % 2]);
-        place[turned ? 1 : STRIDE_64] = fmaf((float)y, scale[i % 2] * steps.y, bias[i % 2]);
+        float first_token = fmaf((float)x, scale[i % 2] * steps.x, bias[i % 2]);
+        float second = fmaf((float)y, scale[i % 2] * steps.y, bias[i % 2]);
+        if (turned) {
+            *(float2 *)place = make_float2(first_token, second);
+        } else {
+            place[0] = first_token;
+            place[STRIDE_64] = second;
+        }
     }
 }
 
 #endif
 
 template <bool BYTES>
-static __global__ void __launch_bounds__(THREADS_64, 3) attend_kernel(Attend a)
+static __global__ void __launch_bounds__(THREADS_64, BYTES ? 3 : 4) attend_kernel(Attend a)
 {
 #if BITM_HAS_WGMMA
     BITM_DYNAMIC_SHARED(shared);
@@ -191,8 +204,8 @@ static __global__ void __launch_bounds__(THREADS_64, 3) attend_kernel(Attend a)
     int32_t *code_sums = (int32_t *)(steps + 3 * BLOCK_64);
     uint4 *operands = (uint4 *)(code_sums + 3 * BLOCK_64);
     float *queries = (float *)operands, *keys = queries + BLOCK_64 * STRIDE_64;
-    float *values = keys + BLOCK_64 * STRIDE_64, *scores = values + BLOCK_64 * STRIDE_64;
-    float *factors = scores + BLOCK_64 * STRIDE_64;
+    float *values = keys + BLOCK_64 * STRIDE_64, *sums = values + BLOCK_64 * STRIDE_64;
+    float *scores = queries; /* in their place */
 
     fetch_operands(a, begin, output, operands);
     copy_commit();
@@ -225,15 +238,21 @@ static __global__ void __launch_bounds__(THREADS_64, 3) attend_kernel(Attend a)
     __syncthreads();
 
     uint32_t i = threadIdx.x / 16 * QUERIES_64, j = threadIdx.x % 16 * KEYS_64;
-    find_scores_64(queries + i, keys + j, a.attention.score_scale, scores + j * STRIDE_64 + i);
+    float products[QUERIES_64][KEYS_64];
+#pragma unroll
+    for (int half = 0; half < QUERIES_64; half += QUERIES_64 / 2)
+        find_products_64<QUERIES_64 / 2>(queries + i + half, keys + j, products + half);
+    __syncthreads(); /* queries and keys are done with */
+    store_scores_64(products, a.attention.score_scale, scores + j * STRIDE_64 + i);
     __syncthreads();
-    exponentials_64(scores, n_tokens, factors);
+    exponentials_64(scores, n_tokens, sums);
     __syncthreads();
     float context[QUERIES_64][KEYS_64] = {};
 #pragma unroll 4
     for (uint32_t k = 0; k < n_tokens; k++)
-        multiply_add_64(scores + k * STRIDE_64 + i, values + k * STRIDE_64 + j, context);
-    store_context_64(a.attention, begin, i, n_tokens, (uint32_t)output + j, factors + i, context);
+        multiply_add_64<QUERIES_64>(scores + k * STRIDE_64 + i, values + k * STRIDE_64 + j,
+                                    context);
+    store_context_64(a.attention, begin, i, n_tokens, (uint32_t)output + j, sums + i, context);
 #else
     (void)a;
 #endif

@@ -33,44 +33,48 @@ struct Attention {
     Encoding encoding;
 };
 
-/* Writes a tile of the context as bits: 8 neighbouring threads have the 32 columns of a word. */
-template <int RULE>
-static __device__ inline void
-store_bits_by(const Encoding &e, size_t token, uint32_t n_rows, uint32_t column,
-              const float context[SCORE_TILE][SCORE_TILE], const float factors[SCORE_TILE])
+/* Writes a tile of the context as bits, the first n_rows of at most 8.  8 neighbouring threads have
+ * the 32 columns of a word of each row; transposed, each has the word of a row. */
+template <int ROWS, int RULE>
+static __device__ inline void store_bits_by(const Encoding &e, size_t token, uint32_t n_rows,
+                                            uint32_t column, const float context[ROWS][SCORE_TILE],
+                                            const float factors[ROWS])
 {
-    uint32_t n_planes = e.form == FORM_SIGN ? 2 : e.n_planes;
-    for (uint32_t r = 0; r < SCORE_TILE; r++) {
-        uint32_t planes[2] = {0, 0};
-        for (uint32_t c = 0; c < SCORE_TILE; c++) {
-            float z = context[r][c] * factors[r] + shift_of(e, column + c);
-            uint32_t bits = static_bits<RULE>(e, z);
-            uint32_t place = column % 32 + c;
-            planes[0] |= (bits & 1) << place;
-            planes[1] |= (bits >> 1) << place;
-        }
-        for (uint32_t p = 0; p < 2; p++) {
-            for (int step = 1; step < 8; step *= 2)
-                planes[p] |= __shfl_xor_sync(ALL_THREADS, planes[p], step);
-            if (p >= n_planes || r >= n_rows || threadIdx.x % 8 != p) continue;
-            uint32_t *row = (uint32_t *)(e.planes + p * e.plane_stride +
-                                         piece_place(token + r, column / PIECE_BITS, e.n_pieces));
-            row[column % PIECE_BITS / 32] = planes[p];
-        }
-        if (e.counts && r < n_rows && threadIdx.x % 8 == 0)
-            count_bits(e, token + r, __popc(planes[0]), n_planes > 1 ? __popc(planes[1]) : 0);
+    uint32_t planes[2] = {0, 0}, row = threadIdx.x % 8, n_bits[2] = {0, 0};
+#pragma unroll
+    for (uint32_t c = 0; c < SCORE_TILE; c++) {
+        float shift = shift_of(e, column + c);
+#pragma unroll
+        for (uint32_t r = 0; r < ROWS; r++)
+            add_bits<RULE>(e, context[r][c] * factors[r] + shift, r * SCORE_TILE + c, planes);
     }
+    finish_bits<RULE>(e, planes);
+    bool is_row = row < ROWS && row < n_rows;
+    uint32_t *word =
+        (uint32_t *)(e.planes + piece_place(token + row, column / PIECE_BITS, e.n_pieces)) +
+        column % PIECE_BITS / 32;
+#pragma unroll
+    for (uint32_t p = 0; p < 2; p++) {
+        if (p >= n_planes_of(e)) continue;
+        uint32_t bits = transpose_nibbles_8(planes[p]);
+        n_bits[p] = (uint32_t)__popc(bits);
+        if (is_row) word[p * e.plane_stride * 4] = bits;
+    }
+    if (e.counts && is_row) count_bits(e, token + row, (int32_t)n_bits[0], (int32_t)n_bits[1]);
 }
 
+template <int ROWS>
 static __device__ inline void store_bits(const Encoding &e, size_t token, uint32_t n_rows,
-                                         uint32_t column,
-                                         const float context[SCORE_TILE][SCORE_TILE],
-                                         const float factors[SCORE_TILE])
+                                         uint32_t column, const float context[ROWS][SCORE_TILE],
+                                         const float factors[ROWS])
 {
-    if (bits_rule(e) == RULE_SIGNS)
-        store_bits_by<RULE_SIGNS>(e, token, n_rows, column, context, factors);
+    BitsRule rule = bits_rule(e);
+    if (rule == RULE_SIGNS)
+        store_bits_by<ROWS, RULE_SIGNS>(e, token, n_rows, column, context, factors);
+    else if (rule == RULE_TWO_LEVELS)
+        store_bits_by<ROWS, RULE_TWO_LEVELS>(e, token, n_rows, column, context, factors);
     else
-        store_bits_by<RULE_LEVELS>(e, token, n_rows, column, context, factors);
+        store_bits_by<ROWS, RULE_LEVELS>(e, token, n_rows, column, context, factors);
 }
 
 /* Floats of a staged row of queries or keys: padded so that rows begin in different banks. */
@@ -290,8 +294,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS) attention_kernel(Att
             float inverse[SCORE_TILE];
             for (uint32_t r = 0; r < SCORE_TILE; r++)
                 inverse[r] = n_rows > 0 ? factors[i + r] : 0.0F;
-            store_bits(a.encoding, begin + row, n_rows, blockIdx.y * a.head_size + d, context,
-                       inverse);
+            store_bits<SCORE_TILE>(a.encoding, begin + row, n_rows, blockIdx.y * a.head_size + d,
+                                   context, inverse);
             continue;
         }
         for (uint32_t r = 0; r < SCORE_TILE; r++)

@@ -1,9 +1,9 @@
 /* Softmax attention of floats for heads of 64 components, which are nearly all: the order of
  * attention.cuh, in larger tiles.
  *
- * A block of 128 threads computes 64 queries.  A thread's tile is 8 queries x 4 keys, and 8 queries
- * x 4 components of the context: operands lie with their inner dimension outermost, so that three
- * 16-byte reads serve 32 multiply-adds. */
+ * A block of 128 threads computes 64 queries.  A thread's tile is 8 queries x 4 keys, in one part or
+ * two, and 8 queries x 4 components of the context: operands lie with their inner dimension
+ * outermost, so that three 16-byte reads serve 32 multiply-adds. */
 #ifndef BITM_CUDA_ATTENTION64_CUH
 #define BITM_CUDA_ATTENTION64_CUH
 
@@ -20,11 +20,11 @@ enum {
     KEYS_64 = 4,    /* of a thread, and components */
 };
 
-/* Queries, a stage of keys or values, scores of all keys, and the factors of 64 rows. */
+/* Queries, a stage of keys or values, scores of all keys, and two sums of 64 rows. */
 static __host__ __device__ inline size_t attention64_shared_bytes(uint32_t max_length)
 {
     size_t keys = (size_t)ceil_div(max_length, BLOCK_64) * BLOCK_64;
-    return sizeof(float) * (STRIDE_64 * (2 * BLOCK_64 + keys) + BLOCK_64);
+    return sizeof(float) * (STRIDE_64 * (2 * BLOCK_64 + keys) + 2 * BLOCK_64);
 }
 
 /* 64 rows of a head, turned: to[d][row]; rows past n_rows are zeros.  A warp takes 8 rows x 16
@@ -58,50 +58,68 @@ static __device__ inline void stage_rows(const float *from, size_t stride, uint3
     }
 }
 
+/* Of a tile of ROWS queries. */
 #define BITM_EACH_64                                                                               \
-    _Pragma("unroll") for (int i = 0; i < QUERIES_64; i++)                                         \
+    _Pragma("unroll") for (int i = 0; i < ROWS; i++)                                               \
         _Pragma("unroll") for (int j = 0; j < KEYS_64; j++)
 
-/* c += a [8] x b [4], at place d of both operands */
+/* c += a [ROWS] x b [4], at place d of both operands */
+template <int ROWS>
 static __device__ inline void multiply_add_64(const float *a, const float *b,
-                                              float c[QUERIES_64][KEYS_64])
+                                              float c[ROWS][KEYS_64])
 {
-    float4 a0 = *(const float4 *)a, a1 = *(const float4 *)(a + 4), b0 = *(const float4 *)b;
-    float x[QUERIES_64] = {a0.x, a0.y, a0.z, a0.w, a1.x, a1.y, a1.z, a1.w};
-    float y[KEYS_64] = {b0.x, b0.y, b0.z, b0.w};
+    float x[ROWS];
+#pragma unroll
+    for (int i = 0; i < ROWS; i += 4) {
+        float4 four = *(const float4 *)(a + i);
+        x[i] = four.x, x[i + 1] = four.y, x[i + 2] = four.z, x[i + 3] = four.w;
+    }
+    float4 four = *(const float4 *)b;
+    float y[KEYS_64] = {four.x, four.y, four.z, four.w};
     BITM_EACH_64 c[i][j] = fmaf(x[i], y[j], c[i][j]);
 }
 
 /* sum = lane l + lane (l + 8) of the products */
+template <int ROWS>
 static __device__ inline void lane_pair_64(const float *queries, const float *keys, uint32_t l,
-                                           float sum[QUERIES_64][KEYS_64])
+                                           float sum[ROWS][KEYS_64])
 {
-    float other[QUERIES_64][KEYS_64];
+    float other[ROWS][KEYS_64];
     BITM_EACH_64 sum[i][j] = other[i][j] = 0.0F;
+    queries += l * STRIDE_64;
+    keys += l * STRIDE_64;
 #pragma unroll
-    for (uint32_t d = l; d < HEAD_64; d += LANES) {
-        multiply_add_64(queries + d * STRIDE_64, keys + d * STRIDE_64, sum);
-        multiply_add_64(queries + (d + 8) * STRIDE_64, keys + (d + 8) * STRIDE_64, other);
+    for (uint32_t d = 0; d < HEAD_64; d += LANES) {
+        multiply_add_64<ROWS>(queries + d * STRIDE_64, keys + d * STRIDE_64, sum);
+        multiply_add_64<ROWS>(queries + (d + 8) * STRIDE_64, keys + (d + 8) * STRIDE_64, other);
     }
     BITM_EACH_64 sum[i][j] = sum[i][j] + other[i][j];
 }
 
-/* scores [key][query] of a thread's tile. */
-static __device__ inline void find_scores_64(const float *queries, const float *keys, float scale,
-                                             float *scores)
+/* total = the products of ROWS queries and a thread's keys.  Five sums of each are alive at a time:
+ * fewer rows leave registers for more blocks, more rows read a key less often. */
+template <int ROWS>
+static __device__ inline void find_products_64(const float *queries, const float *keys,
+                                               float total[ROWS][KEYS_64])
 {
-    float total[QUERIES_64][KEYS_64], half[QUERIES_64][KEYS_64], pair[QUERIES_64][KEYS_64];
+    float half[ROWS][KEYS_64], pair[ROWS][KEYS_64];
 #pragma unroll 1
     for (uint32_t odd = 0; odd < 2; odd++) {
-        lane_pair_64(queries, keys, odd, half);
-        lane_pair_64(queries, keys, odd + 4, pair);
+        lane_pair_64<ROWS>(queries, keys, odd, half);
+        lane_pair_64<ROWS>(queries, keys, odd + 4, pair);
         BITM_EACH_64 half[i][j] = half[i][j] + pair[i][j];
-        float quarter[QUERIES_64][KEYS_64];
-        lane_pair_64(queries, keys, odd + 2, quarter);
-        lane_pair_64(queries, keys, odd + 6, pair);
+        float quarter[ROWS][KEYS_64];
+        lane_pair_64<ROWS>(queries, keys, odd + 2, quarter);
+        lane_pair_64<ROWS>(queries, keys, odd + 6, pair);
         BITM_EACH_64 half[i][j] = half[i][j] + (quarter[i][j] + pair[i][j]);
         BITM_EACH_64 total[i][j] = odd == 0 ? half[i][j] : total[i][j] + half[i][j];
     }
+}
+
+/* scores [key][query] of a thread's tile. */
+static __device__ inline void store_scores_64(const float total[QUERIES_64][KEYS_64], float scale,
+                                              float *scores)
+{
 #pragma unroll
     for (int j = 0; j < KEYS_64; j++) {
         float *row = scores + j * STRIDE_64;
@@ -112,48 +130,68 @@ static __device__ inline void find_scores_64(const float *queries, const float *
     }
 }
 
-/* scores [key][query] become exp(score - greatest of the query); factors: 1 / their sums. */
-static __device__ inline void exponentials_64(float *scores, uint32_t n_tokens, float *factors)
+/* scores [key][query] become exp(score - greatest of the query).  A thread takes every other key of
+ * a query: neighbouring threads read neighbouring floats, and a thread folds 8 of the 16 lanes of a
+ * sum by itself.  sums [2][64]: of the even lanes, of the odd ones. */
+static __device__ inline void exponentials_64(float *scores, uint32_t n_tokens, float *sums)
 {
-    uint32_t l = threadIdx.x % LANES;
-#pragma unroll 2
-    for (uint32_t i = threadIdx.x / LANES; i < BLOCK_64; i += THREADS_64 / LANES) {
-        float greatest = scores[i];
-        for (uint32_t j = l; j < n_tokens; j += LANES)
-            greatest = scores[j * STRIDE_64 + i] > greatest ? scores[j * STRIDE_64 + i] : greatest;
-        greatest = warp_max<LANES>(greatest);
-        float lane = 0.0F;
-        for (uint32_t j = l; j < n_tokens; j += LANES) {
-            float e = bitm_exp(scores[j * STRIDE_64 + i] - greatest);
-            scores[j * STRIDE_64 + i] = e;
-            lane += e;
+    enum { HALF = LANES / 2 };
+    scores += threadIdx.x % BLOCK_64;
+    float greatest = scores[0], lane[HALF] = {};
+#pragma unroll 8
+    for (uint32_t j = 1; j < n_tokens; j++)
+        greatest = scores[j * STRIDE_64] > greatest ? scores[j * STRIDE_64] : greatest;
+    __syncthreads(); /* all have read what is written now */
+#pragma unroll 1
+    for (uint32_t first = threadIdx.x / BLOCK_64; first < n_tokens; first += LANES) {
+        float *score = scores + first * STRIDE_64;
+#pragma unroll
+        for (uint32_t m = 0; m < HALF; m++) {
+            float e = bitm_exp(score[m * 2 * STRIDE_64] - greatest);
+            e = first + m * 2 < n_tokens ? e : 0.0F; /* no branch: keys past the last have rows */
+            score[m * 2 * STRIDE_64] = e;
+            lane[m] += e;
         }
-        float sum = fold_lanes(lane);
-        if (l == 0) factors[i] = 1.0F / sum;
     }
+#pragma unroll
+    for (int step = HALF / 2; step > 0; step /= 2)
+#pragma unroll
+        for (int m = 0; m < step; m++)
+            lane[m] = lane[m] + lane[m + step];
+    sums[threadIdx.x] = lane[0];
+}
+
+/* 1 / the sums of the exponentials of a thread's queries, of which neighbouring threads compute one
+ * each. */
+static __device__ inline void factors_64(const float *sums, float factors[QUERIES_64])
+{
+    uint32_t mine = threadIdx.x % QUERIES_64, first = threadIdx.x % WARP - mine;
+    float factor = 1.0F / (sums[mine] + sums[BLOCK_64 + mine]);
+#pragma unroll
+    for (uint32_t r = 0; r < QUERIES_64; r++)
+        factors[r] = __shfl_sync(ALL_THREADS, factor, (int)(first + r));
 }
 
 /* A thread's tile of the context, of queries from `row` on of a sequence, which begins at token
  * `begin`: as floats, or as bits. */
 static __device__ inline void store_context_64(const Attention &a, uint32_t begin, uint32_t row,
                                                uint32_t n_tokens, uint32_t column,
-                                               const float *factors,
+                                               const float *sums,
                                                const float context[QUERIES_64][KEYS_64])
 {
+    float factors[QUERIES_64];
+    factors_64(sums, factors);
+    uint32_t n_rows = row < n_tokens ? n_tokens - row : 0;
+    if (a.encodes) {
+        store_bits<QUERIES_64>(a.encoding, begin + row, n_rows, column, context, factors);
+        return;
+    }
 #pragma unroll
-    for (uint32_t r = 0; r < QUERIES_64; r += SCORE_TILE) {
-        if (a.encodes) {
-            uint32_t n_rows = row + r < n_tokens ? n_tokens - row - r : 0;
-            store_bits(a.encoding, begin + row + r, n_rows, column, context + r, factors + r);
-            continue;
-        }
-        for (uint32_t s = r; s < r + SCORE_TILE; s++) {
-            float f = factors[s];
-            if (row + s < n_tokens)
-                *(float4 *)(a.context + (size_t)(begin + row + s) * a.stride + column) =
-                    make_float4(context[s][0] * f, context[s][1] * f, context[s][2] * f,
-                                context[s][3] * f);
-        }
+    for (uint32_t r = 0; r < QUERIES_64; r++) {
+        float f = factors[r];
+        if (r < n_rows)
+            *(float4 *)(a.context + (size_t)(begin + row + r) * a.stride + column) = make_float4(
+                context[r][0] * f, context[r][1] * f, context[r][2] * f, context[r][3] * f);
     }
 }
 
@@ -165,7 +203,7 @@ static __global__ void __launch_bounds__(THREADS_64, 3) attention64_kernel(Atten
     if (first_query >= n_tokens) return;
     size_t place = (size_t)begin * a.stride + blockIdx.y * HEAD_64;
     float *queries = (float *)shared, *keys = queries + BLOCK_64 * STRIDE_64;
-    float *factors = keys + BLOCK_64 * STRIDE_64, *scores = factors + BLOCK_64;
+    float *sums = keys + BLOCK_64 * STRIDE_64, *scores = sums + 2 * BLOCK_64;
     uint32_t i = threadIdx.x / 16 * QUERIES_64, j = threadIdx.x % 16 * KEYS_64;
 
     stage_turned(a.query + place + (size_t)first_query * a.stride, a.stride, n_tokens - first_query,
@@ -173,10 +211,12 @@ static __global__ void __launch_bounds__(THREADS_64, 3) attention64_kernel(Atten
     for (uint32_t first = 0; first < n_tokens; first += BLOCK_64) {
         stage_turned(a.key + place + (size_t)first * a.stride, a.stride, n_tokens - first, keys);
         __syncthreads();
-        find_scores_64(queries + i, keys + j, a.score_scale, scores + (first + j) * STRIDE_64 + i);
+        float products[QUERIES_64][KEYS_64];
+        find_products_64<QUERIES_64>(queries + i, keys + j, products);
+        store_scores_64(products, a.score_scale, scores + (first + j) * STRIDE_64 + i);
         __syncthreads();
     }
-    exponentials_64(scores, n_tokens, factors);
+    exponentials_64(scores, n_tokens, sums);
 
     float context[QUERIES_64][KEYS_64] = {};
     for (uint32_t first = 0; first < n_tokens; first += BLOCK_64) {
@@ -186,10 +226,10 @@ static __global__ void __launch_bounds__(THREADS_64, 3) attention64_kernel(Atten
         __syncthreads();
 #pragma unroll 4
         for (uint32_t k = 0; k < n; k++)
-            multiply_add_64(scores + (first + k) * STRIDE_64 + i, keys + k * STRIDE_64 + j,
-                            context);
+            multiply_add_64<QUERIES_64>(scores + (first + k) * STRIDE_64 + i,
+                                        keys + k * STRIDE_64 + j, context);
     }
-    store_context_64(a, begin, first_query + i, n_tokens, blockIdx.y * HEAD_64 + j, factors + i,
+    store_context_64(a, begin, first_query + i, n_tokens, blockIdx.y * HEAD_64 + j, sums + i,
                      context);
 }
 

@@ -48,7 +48,8 @@ static __global__ void __launch_bounds__(TOKEN_THREADS) embed_registers_kernel(E
             value[i] = k == 0 ? x : value[i] + x;
         }
     }
-    finish_norm<N16>(e.norm, e.followers, token, l, value);
+    const NormPlaces places = {e.norm.gain, e.norm.bias, e.norm.y + (size_t)token * e.norm.n};
+    finish_norm<N16>(e.norm, places, e.followers, token, l, value);
 }
 
 } // namespace bitm

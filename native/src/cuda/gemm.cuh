@@ -234,10 +234,13 @@ static __global__ void __launch_bounds__(GEMM_THREADS) gemm_kernel(Product p)
         float step = p.epilogue.tokens.step[t];
         int32_t code_sum = p.subtract_code_sum ? p.epilogue.tokens.code_sum[t] : 0;
 #pragma unroll
-        for (int j = 0; j < 4; j++)
-            store_pair<KIND>(p, t, output + warp_output + j * 8 + lane % 4 * 2,
-                             acc.c[i / 2][j][i % 2 * 2], acc.c[i / 2][j][i % 2 * 2 + 1], step,
-                             code_sum);
+        for (int j = 0; j < 4; j++) {
+            size_t o = output + warp_output + j * 8 + lane % 4 * 2;
+            store_pair<KIND>(p, t, o, acc.c[i / 2][j][i % 2 * 2] - code_sum,
+                             acc.c[i / 2][j][i % 2 * 2 + 1] - code_sum,
+                             pair_of(p.epilogue.row_scale, o, p.n_outputs),
+                             pair_of(p.epilogue.bias, o, p.n_outputs), step);
+        }
     }
 }
 

@@ -30,8 +30,11 @@ template <int N16, int TOKENS_, int WARPGROUPS, bool BYTES_> struct NormShape {
         INPUT_PIECES = BYTES_ ? BYTES_PIECES : 2,
         STAGE_PIECES = N * WEIGHT_PIECES + TOKENS * INPUT_PIECES,
         ROW = N + 4, /* floats from row to row of results: a warp's fall into different banks */
+        FLOATS = ROW * TOKENS + 2 * N, /* results, gain and bias */
         STAGES = ROW * TOKENS * 4 / (STAGE_PIECES * PIECE_BYTES) + 1, /* results fit */
-        SHARED_BYTES = STAGES * STAGE_PIECES * PIECE_BYTES,
+        STAGE_BYTES = STAGES * STAGE_PIECES * PIECE_BYTES,
+        SHARED_BYTES = STAGE_BYTES > FLOATS * 4 ? STAGE_BYTES : FLOATS * 4,
+        BUFFERS = TILES * TOKENS > 192 ? 1 : 2, /* of expanded weights, as registers allow */
         BLOCKS = THREADS == 256 && TILES * TOKENS <= 192 ? 2 : 1, /* of a multiprocessor */
     };
 };
@@ -45,21 +48,13 @@ static __device__ inline void fetch_norm_stage(const Product &p, uint32_t n_stag
 {
     uint32_t stage = number % n_stages;
     const Term &term = p.terms[number / n_stages];
-    const uint4 *inputs = p.inputs + term.input_plane * p.input_stride;
     uint4 *to = shared + number % S::STAGES * S::STAGE_PIECES;
-    copy_rows<S::N, S::WEIGHT_PIECES, S::THREADS>(p.weights + term.weight_plane * p.weight_stride,
-                                                  0, p.n_weight_pieces, stage * S::WEIGHT_PIECES,
-                                                  to);
-    to += S::N * S::WEIGHT_PIECES;
-#pragma unroll
-    for (uint32_t i = threadIdx.x; i < S::TOKENS * S::INPUT_PIECES; i += S::THREADS) {
-        uint32_t piece = stage * S::INPUT_PIECES + i / TILE_ROWS % S::INPUT_PIECES;
-        uint32_t row = token + i / TILE_ROWS / S::INPUT_PIECES * TILE_ROWS + i % TILE_ROWS;
-        if (piece < p.n_input_pieces)
-            copy_async(to + i, inputs + piece_place(row, piece, p.n_input_pieces));
-        else
-            to[i] = make_uint4(0, 0, 0, 0);
-    }
+    copy_rows<S::N, S::WEIGHT_PIECES, S::THREADS, false>(
+        p.weights + term.weight_plane * p.weight_stride, 0, p.n_weight_pieces,
+        stage * S::WEIGHT_PIECES, to);
+    copy_rows<S::TOKENS, S::INPUT_PIECES, S::THREADS, S::BYTES>(
+        p.inputs + term.input_plane * p.input_stride, token, p.n_input_pieces,
+        stage * S::INPUT_PIECES, to + S::N * S::WEIGHT_PIECES);
 }
 
 template <typename S, bool SIGNED>
@@ -68,6 +63,7 @@ static __device__ inline void multiply_norm_stage(const uint4 *stage,
 {
     const uint4 *inputs = stage + S::N * S::WEIGHT_PIECES;
     const uint4 *weights = stage + threadIdx.x / 128 * S::TILES * 64 * S::WEIGHT_PIECES;
+    uint32_t codes[S::BUFFERS][4][4]; /* of weights: expanded while those before are multiplied */
 #pragma unroll
     for (int tile = 0; tile < S::TILES; tile++, weights += 64 * S::WEIGHT_PIECES) {
         if (!S::BYTES) {
@@ -75,7 +71,8 @@ static __device__ inline void multiply_norm_stage(const uint4 *stage,
             wgmma_bits_of<S::TOKENS>(acc[tile], tile_descriptor(weights, S::WEIGHT_PIECES),
                                      tile_descriptor(inputs, S::INPUT_PIECES));
         } else {
-            uint32_t a[4][4];
+            uint32_t(*a)[4] = codes[tile % S::BUFFERS];
+            wgmma_wait<S::BUFFERS - 1>(); /* a is free */
             expand_weights(weights + threadIdx.x % 128 / WARP * 16, TILE_ROWS, a);
             wgmma_fence();
 #pragma unroll
@@ -84,7 +81,6 @@ static __device__ inline void multiply_norm_stage(const uint4 *stage,
                 wgmma_bytes_of<SIGNED, S::TOKENS>(acc[tile], a[k], b);
             }
             wgmma_commit();
-            wgmma_wait<0>(); /* the registers of the weights are the next tile's */
         }
     }
     if (!S::BYTES) wgmma_commit();
@@ -177,6 +173,51 @@ static __device__ inline void finish_product(const Product &p, uint32_t token, b
     }
 }
 
+/* Starts to copy the norm's weights. */
+template <typename S>
+static __device__ inline void copy_norm_weights(const Norm &a, float *gain, float *bias)
+{
+    for (uint32_t i = threadIdx.x * 4; i < S::N; i += S::THREADS * 4) {
+        copy_async(gain + i, a.gain + i);
+        copy_async(bias + i, a.bias + i);
+    }
+}
+
+/* A warp adds the residual to two rows of results, 4 rows apart, or stores them: whole lines of
+ * memory at a time, where the norm's threads would touch 64 bytes of each row.  As float4, a row is
+ * N / 4 wide: the second one begins N further. */
+template <typename S>
+static __device__ inline void add_residual(const float *residual, float *results)
+{
+    const float4 *from = (const float4 *)residual + threadIdx.x % WARP;
+    float4 *to = (float4 *)results + threadIdx.x % WARP, x[2][S::N / 4 / WARP];
+#pragma unroll
+    for (int row = 0; row < 2; row++)
+#pragma unroll
+        for (int i = 0; i < S::N / 4 / WARP; i++)
+            x[row][i] = from[row * S::N + i * WARP];
+#pragma unroll
+    for (int row = 0; row < 2; row++)
+#pragma unroll
+        for (int i = 0; i < S::N / 4 / WARP; i++) {
+            float4 *place = to + row * S::ROW + i * WARP, y = *place;
+            *place = make_float4(y.x + x[row][i].x, y.y + x[row][i].y, y.z + x[row][i].z,
+                                 y.w + x[row][i].w);
+        }
+}
+
+template <typename S>
+static __device__ inline void store_rows(const float *results, float *y)
+{
+    const float4 *from = (const float4 *)results + threadIdx.x % WARP;
+    float4 *to = (float4 *)y + threadIdx.x % WARP;
+#pragma unroll
+    for (int row = 0; row < 2; row++)
+#pragma unroll
+        for (int i = 0; i < S::N / 4 / WARP; i++)
+            to[row * S::N + i * WARP] = from[row * S::ROW + i * WARP];
+}
+
 #endif
 
 template <int N16, int TOKENS, int WARPGROUPS, bool BYTES>
@@ -203,21 +244,31 @@ static __global__ void __launch_bounds__(NormShape<N16, TOKENS, WARPGROUPS, BYTE
             acc[tile][i] = 0;
     multiply_norm_terms<S>(p, n_terms, token, (uint4 *)shared, acc);
     float *results = (float *)shared;
+    float *gain = results + TOKENS * S::ROW, *bias = gain + S::N;
     __syncthreads(); /* all products are done with the operands */
+    copy_norm_weights<S>(a.norm, gain, bias);
+    copy_commit();
     finish_product<S>(p, token, dense, acc, results);
+    copy_wait<0>();
     __syncthreads();
 
     /* The two rows of a warp are 4 apart, in other banks. */
     uint32_t l = threadIdx.x % LANES, warp = threadIdx.x / WARP;
-    uint32_t row = warp / 4 * 8 + warp % 4 + threadIdx.x % WARP / LANES * 4;
+    uint32_t first = warp / 4 * 8 + warp % 4;
 #pragma unroll 1
-    for (; row < TOKENS; row += S::THREADS / LANES) {
-        const float *residual = a.norm.residual + (size_t)(token + row) * S::N;
-        float value[N16];
+    for (; first < TOKENS; first += S::THREADS / LANES) {
+        float *rows = results + first * S::ROW;
+        add_residual<S>(a.norm.residual + (size_t)(token + first) * S::N, rows);
+        __syncwarp();
+        uint32_t row = threadIdx.x % WARP / LANES * 4;
+        float value[N16], *y = rows + row * S::ROW;
 #pragma unroll
         for (int i = 0; i < N16; i++)
-            value[i] = results[row * S::ROW + l + i * LANES] + residual[l + i * LANES];
-        finish_norm<N16>(a.norm, a.followers, token + row, l, value);
+            value[i] = y[l + i * LANES];
+        finish_norm<N16>(a.norm, NormPlaces{gain, bias, y}, a.followers, token + first + row, l,
+                         value);
+        __syncwarp();
+        store_rows<S>(rows, a.norm.y + (size_t)(token + first) * S::N);
     }
 #else
     (void)a;

@@ -26,9 +26,18 @@ static __host__ __device__ constexpr uint32_t wgmma_stage_bytes(uint32_t pieces)
     return (WGMMA_TOKENS + WGMMA_OUTPUTS) * pieces * PIECE_BYTES;
 }
 
+/* What an epilogue wants to know of a block's outputs: read before the products, so that after them
+ * no load is waited for, nor waits for a store. */
+struct OutputFacts {
+    float scale[WGMMA_OUTPUTS], bias[WGMMA_OUTPUTS];
+    float shift[WGMMA_OUTPUTS];  /* kinds that write bits */
+    int32_t ones[WGMMA_OUTPUTS]; /* positive weights, where they are known */
+    GeluLimits limits[WGMMA_OUTPUTS];
+};
+
 static __host__ __device__ constexpr uint32_t wgmma_shared_bytes(uint32_t pieces)
 {
-    return WGMMA_STAGES * wgmma_stage_bytes(pieces);
+    return WGMMA_STAGES * wgmma_stage_bytes(pieces) + (uint32_t)sizeof(OutputFacts);
 }
 
 static __host__ __device__ constexpr uint32_t wgmma_pieces(uint32_t n_pieces)
@@ -38,17 +47,23 @@ static __host__ __device__ constexpr uint32_t wgmma_pieces(uint32_t n_pieces)
 
 #if BITM_HAS_WGMMA
 
-/* Starts to copy PIECES pieces, from number `first` on, of ROWS rows; the block has THREADS
- * threads. */
-template <int ROWS, int PIECES, int THREADS>
+/* Starts to copy PIECES pieces, from number `first` on, of ROWS rows, which begin a tile; the block
+ * has THREADS threads.  PADS: pieces past a row's end are zeros. */
+template <int ROWS, int PIECES, int THREADS, bool PADS>
 static __device__ inline void copy_rows(const uint4 *from, uint32_t row, uint32_t n_pieces,
                                         uint32_t first, uint4 *to)
 {
+    const uint32_t TILE = PIECES * TILE_ROWS; /* neighbours of a tile of rows */
+    uint32_t next_tile = n_pieces * TILE_ROWS;
+    from += piece_place(row, first, n_pieces);
 #pragma unroll
-    for (uint32_t i = threadIdx.x; i < ROWS * PIECES; i += THREADS) {
-        uint32_t r = i % TILE_ROWS, piece = i / TILE_ROWS % PIECES;
-        uint32_t tile = i / TILE_ROWS / PIECES;
-        copy_async(to + i, from + piece_place(row + tile * TILE_ROWS + r, first + piece, n_pieces));
+    for (uint32_t k = 0; k < ROWS * PIECES; k += THREADS) { /* without branches where it divides */
+        uint32_t i = k + threadIdx.x;
+        if (ROWS * PIECES % THREADS != 0 && i >= ROWS * PIECES) continue;
+        if (PADS && first + i % TILE / TILE_ROWS >= n_pieces)
+            to[i] = make_uint4(0, 0, 0, 0);
+        else
+            copy_async(to + i, from + (i / TILE * next_tile + i % TILE));
     }
 }
 
@@ -60,11 +75,11 @@ static __device__ inline void fetch_stage(const Product &p, uint32_t number, uin
     uint32_t n_stages = p.n_input_pieces / PIECES, first = number % n_stages * PIECES;
     const Term &term = p.terms[number / n_stages];
     uint4 *to = shared + number % WGMMA_STAGES * (wgmma_stage_bytes(PIECES) / PIECE_BYTES);
-    copy_rows<WGMMA_TOKENS, PIECES, WGMMA_THREADS>(p.inputs + term.input_plane * p.input_stride,
-                                                   token, p.n_input_pieces, first, to);
-    copy_rows<WGMMA_OUTPUTS, PIECES, WGMMA_THREADS>(p.weights + term.weight_plane * p.weight_stride,
-                                                    output, p.n_weight_pieces, first,
-                                                    to + WGMMA_TOKENS * PIECES);
+    copy_rows<WGMMA_TOKENS, PIECES, WGMMA_THREADS, false>(
+        p.inputs + term.input_plane * p.input_stride, token, p.n_input_pieces, first, to);
+    copy_rows<WGMMA_OUTPUTS, PIECES, WGMMA_THREADS, false>(
+        p.weights + term.weight_plane * p.weight_stride, output, p.n_weight_pieces, first,
+        to + WGMMA_TOKENS * PIECES);
 }
 
 /* acc = the sum over n_terms; this thread's part as wgmma has it. */
@@ -112,75 +127,103 @@ static __global__ void has_wgmma_kernel(uint32_t *has)
     *has = BITM_HAS_WGMMA;
 }
 
-/* The value of an output as bits of its code. */
-template <int KIND, int RULE>
-static __device__ inline uint32_t output_bits(const Encoding &e, uint32_t output, int32_t dot,
-                                              float scale, float bias, float step)
+template <int KIND>
+static __device__ inline void read_output_facts(const Product &p, const Encoding &e,
+                                                uint32_t output, OutputFacts *facts)
 {
-    float x = fmaf((float)dot, scale * step, bias);
-    if (KIND == EPILOGUE_GELU_BITS) return static_bits_of_gelu<RULE>(e, x, output);
-    return static_bits<RULE>(e, x + shift_of(e, output));
+    uint32_t i = threadIdx.x, o = output + i;
+    if (i >= WGMMA_OUTPUTS) return;
+    facts->scale[i] = o < p.n_outputs ? p.epilogue.row_scale[o] : 0.0F;
+    facts->bias[i] = o < p.n_outputs ? p.epilogue.bias[o] : 0.0F;
+    facts->ones[i] = p.n_nonzero != NULL ? (int32_t)p.row_ones[o] : 0; /* of whole blocks */
+    if (KIND != EPILOGUE_BITS && KIND != EPILOGUE_GELU_BITS) return;
+    facts->shift[i] = shift_of(e, o);
+    if (KIND == EPILOGUE_GELU_BITS && e.gelu_limits != NULL) facts->limits[i] = e.gelu_limits[o];
 }
 
-/* Stores the words of a row's planes that four neighbouring threads have the bits of between them,
- * and counts them. */
-static __device__ inline void store_words(const Encoding &e, uint32_t token, uint32_t n_tokens,
-                                          uint32_t output, uint32_t planes[2], int32_t n_bits[2])
-{
-    uint32_t n_planes = e.form == FORM_SIGN ? 2 : e.n_planes;
-#pragma unroll
-    for (uint32_t plane = 0; plane < 2; plane++) {
-        planes[plane] |= __shfl_xor_sync(ALL_THREADS, planes[plane], 1);
-        planes[plane] |= __shfl_xor_sync(ALL_THREADS, planes[plane], 2);
-        if (plane < n_planes && threadIdx.x % 4 == plane && token < n_tokens) {
-            uint32_t *row = (uint32_t *)(e.planes + plane * e.plane_stride +
-                                         piece_place(token, output / PIECE_BITS, e.n_pieces));
-            row[output % PIECE_BITS / 32] = planes[plane];
-        }
-        n_bits[plane] += plane < n_planes ? __popc(planes[plane]) : 0;
-        planes[plane] = 0;
-    }
-}
-
-/* The epilogue of kinds that write bits; rows [2]: the tokens of this thread. */
-template <int KIND, int RULE>
-static __device__ inline void store_product_bits(const Product &p, const Encoding &e, bool dense,
-                                                 uint32_t column, const uint32_t rows[2],
-                                                 const int32_t acc[64])
-{
-    const Epilogue &epilogue = p.epilogue;
-    uint32_t planes[2][2] = {{0, 0}, {0, 0}};
-    int32_t n_bits[2][2] = {{0, 0}, {0, 0}}, multiplier = dense ? p.terms[1].multiplier : 1;
+/* What the epilogue of kinds that write bits knows of a thread's two tokens. */
+struct BitsRows {
     float steps[2];
     int32_t code_sums[2];
+};
+
+/* The bits of a thread's 32 outputs, planes [token][plane]; multiplier: after the ones of outputs
+ * have been added, 0: they are not.  With limits GELU is not computed: false where they do not tell
+ * some bits. */
+template <int KIND, int RULE, bool LIMITS>
+static __device__ inline bool find_output_bits(const Encoding &e, const OutputFacts &facts,
+                                               int32_t multiplier, const BitsRows &rows,
+                                               const int32_t acc[64], uint32_t planes[2][2])
+{
+    bool certain = true;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        steps[half] = epilogue.tokens.step[rows[half]];
-        code_sums[half] = p.subtract_code_sum ? epilogue.tokens.code_sum[rows[half]] : 0;
-    }
-#pragma unroll
-    for (int j = 0; j < 16; j++) {
-        uint32_t o = column + j * 8, place = j % 4 * 8 + threadIdx.x % 4 * 2;
-        float2 scale = *(const float2 *)(epilogue.row_scale + o);
-        float2 bias = *(const float2 *)(epilogue.bias + o);
-        uint2 ones = dense ? *(const uint2 *)(p.row_ones + o) : make_uint2(0, 0);
+    for (int i = 0; i < 32; i++) {
+        int o = (int)threadIdx.x % 4 * 2 + i / 2 * 8 + i % 2;
+        float scale = facts.scale[o], bias = facts.bias[o];
+        int32_t ones = multiplier != 0 ? facts.ones[o] : 0;
+        GeluLimits l = {};
+        if (LIMITS) l = facts.limits[o];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            int32_t first = (acc[j * 4 + half * 2] + (int32_t)ones.x) * multiplier;
-            int32_t second = (acc[j * 4 + half * 2 + 1] + (int32_t)ones.y) * multiplier;
-            uint32_t a = output_bits<KIND, RULE>(e, o, first - code_sums[half], scale.x, bias.x,
-                                                 steps[half]);
-            uint32_t b = output_bits<KIND, RULE>(e, o + 1, second - code_sums[half], scale.y,
-                                                 bias.y, steps[half]);
-            planes[half][0] |= ((a & 1) | (b & 1) << 1) << place;
-            planes[half][1] |= (a >> 1 | (b & 2)) << place;
-            if (j % 4 == 3) store_words(e, rows[half], p.n_tokens, o, planes[half], n_bits[half]);
+            int32_t sum = acc[i / 2 * 4 + half * 2 + i % 2] + ones;
+            if (multiplier != 0) sum *= multiplier;
+            float x = fmaf((float)(sum - rows.code_sums[half]), scale * rows.steps[half], bias);
+            if (LIMITS) {
+                bool reaches = (x <= l.left_outer) | (x >= l.right_outer);
+                if (reaches) planes[half][0] |= 1u << i;
+                certain &= reaches | ((x >= l.left_inner) & (x <= l.right_inner));
+            } else {
+                float y = KIND == EPILOGUE_GELU_BITS ? bitm_gelu(x) : x;
+                add_bits<RULE>(e, y + facts.shift[o], i, planes[half]);
+            }
         }
     }
 #pragma unroll
     for (int half = 0; half < 2; half++)
-        if (e.counts && threadIdx.x % 4 == 0 && rows[half] < p.n_tokens)
-            count_bits(e, rows[half], n_bits[half][0], n_bits[half][1]);
+        LIMITS ? planes_of_reached<RULE>(e, planes[half]) : finish_bits<RULE>(e, planes[half]);
+    return certain;
+}
+
+/* The epilogue of kinds that write bits: four neighbouring threads have those of four words of a
+ * token; transposed, each has a word. */
+template <int KIND, int RULE>
+static __device__ inline void store_product_bits(const Product &p, const Encoding &e,
+                                                 const OutputFacts &facts, int32_t multiplier,
+                                                 uint32_t output, const uint32_t tokens[2],
+                                                 const int32_t acc[64])
+{
+    BitsRows rows;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        rows.steps[half] = p.epilogue.tokens.step[tokens[half]];
+        rows.code_sums[half] = p.subtract_code_sum ? p.epilogue.tokens.code_sum[tokens[half]] : 0;
+    }
+    uint32_t planes[2][2] = {};
+    const bool CAN_LIMIT = KIND == EPILOGUE_GELU_BITS && RULE != RULE_LEVELS;
+    bool found = CAN_LIMIT && e.gelu_limits != NULL &&
+                 find_output_bits<KIND, RULE, CAN_LIMIT>(e, facts, multiplier, rows, acc, planes);
+    if (!__all_sync(ALL_THREADS, found)) {
+        memset(planes, 0, sizeof planes);
+        (void)find_output_bits<KIND, RULE, false>(e, facts, multiplier, rows, acc, planes);
+    }
+    uint32_t word = threadIdx.x % 4;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int32_t n_bits[2] = {0, 0};
+        bool is_token = tokens[half] < p.n_tokens;
+        uint32_t *row =
+            (uint32_t *)(e.planes + piece_place(tokens[half], output / PIECE_BITS, e.n_pieces));
+#pragma unroll
+        for (uint32_t plane = 0; plane < 2; plane++) {
+            if (plane >= n_planes_of(e)) continue;
+            uint32_t bits = transpose_pairs_4(planes[half][plane]);
+            if (is_token) row[plane * e.plane_stride * 4 + word] = bits;
+            n_bits[plane] = __popc(bits);
+            n_bits[plane] += __shfl_xor_sync(ALL_THREADS, n_bits[plane], 1);
+            n_bits[plane] += __shfl_xor_sync(ALL_THREADS, n_bits[plane], 2);
+        }
+        if (e.counts && word == 0 && is_token) count_bits(e, tokens[half], n_bits[0], n_bits[1]);
+    }
 }
 
 /* Memory holds whole blocks of tokens and outputs; what lies in those past the last is ignored. */
@@ -191,6 +234,9 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2)
 #if BITM_HAS_WGMMA
     BITM_DYNAMIC_SHARED(shared);
     uint32_t token = blockIdx.y * WGMMA_TOKENS, output = blockIdx.x * WGMMA_OUTPUTS;
+    OutputFacts *facts =
+        (OutputFacts *)(shared + WGMMA_STAGES * wgmma_stage_bytes(PIECES));
+    read_output_facts<KIND>(p, encoding, output, facts);
     int32_t acc[64];
 #pragma unroll
     for (int i = 0; i < 64; i++)
@@ -206,14 +252,20 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2)
         if (dense) n_terms--;
     }
     multiply_stages<PIECES>(p, n_terms, token, output, (uint4 *)shared, acc);
-    uint32_t column = output + threadIdx.x % 4 * 2;
+    int32_t multiplier = dense ? p.terms[1].multiplier : 0;
     uint32_t row = token + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
     const uint32_t rows[2] = {row, row + 8};
     if (KIND == EPILOGUE_BITS || KIND == EPILOGUE_GELU_BITS) {
-        if (bits_rule(encoding) == RULE_SIGNS)
-            store_product_bits<KIND, RULE_SIGNS>(p, encoding, dense, column, rows, acc);
+        BitsRule rule = bits_rule(encoding);
+        if (rule == RULE_SIGNS)
+            store_product_bits<KIND, RULE_SIGNS>(p, encoding, *facts, multiplier, output, rows,
+                                                 acc);
+        else if (rule == RULE_TWO_LEVELS)
+            store_product_bits<KIND, RULE_TWO_LEVELS>(p, encoding, *facts, multiplier, output,
+                                                      rows, acc);
         else
-            store_product_bits<KIND, RULE_LEVELS>(p, encoding, dense, column, rows, acc);
+            store_product_bits<KIND, RULE_LEVELS>(p, encoding, *facts, multiplier, output, rows,
+                                                  acc);
         return;
     }
 #pragma unroll
@@ -224,14 +276,16 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2)
         int32_t code_sum = p.subtract_code_sum ? p.epilogue.tokens.code_sum[t] : 0;
 #pragma unroll
         for (int j = 0; j < 16; j++) {
-            uint32_t o = column + j * 8;
+            uint32_t o = threadIdx.x % 4 * 2 + j * 8;
             int32_t first = acc[j * 4 + half * 2], second = acc[j * 4 + half * 2 + 1];
-            if (dense) { /* row_ones has room for whole blocks of outputs */
-                int32_t multiplier = p.terms[1].multiplier;
-                first = (first + (int32_t)p.row_ones[o]) * multiplier;
-                second = (second + (int32_t)p.row_ones[o + 1]) * multiplier;
+            if (dense) {
+                first = (first + facts->ones[o]) * multiplier;
+                second = (second + facts->ones[o + 1]) * multiplier;
             }
-            store_pair<KIND>(p, t, o, first, second, step, code_sum);
+            float2 scale = *(const float2 *)(facts->scale + o);
+            float2 bias = *(const float2 *)(facts->bias + o);
+            store_pair<KIND>(p, t, output + o, first - code_sum, second - code_sum, scale, bias,
+                             step);
         }
     }
 #else

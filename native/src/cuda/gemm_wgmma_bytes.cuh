@@ -16,7 +16,8 @@ enum {
     BYTES_STAGES = 4,
     BYTES_PIECES = 8, /* of inputs in a stage; one of weights */
     BYTES_STAGE_PIECES = WGMMA_TOKENS * BYTES_PIECES + WGMMA_OUTPUTS,
-    BYTES_SHARED_BYTES = BYTES_STAGES * BYTES_STAGE_PIECES * PIECE_BYTES,
+    BYTES_OPERANDS = BYTES_STAGES * BYTES_STAGE_PIECES * PIECE_BYTES,
+    BYTES_SHARED_BYTES = BYTES_OPERANDS + WGMMA_TOKENS * 8, /* steps and sums of codes */
 };
 
 #if BITM_HAS_WGMMA
@@ -27,22 +28,13 @@ static __device__ inline void fetch_bytes_stage(const Product &p, uint32_t numbe
 {
     uint32_t n_stages = ceil_div(p.n_input_pieces, BYTES_PIECES), stage = number % n_stages;
     const Term &term = p.terms[number / n_stages];
-    const uint4 *inputs = p.inputs + term.input_plane * p.input_stride;
-    const uint4 *weights = p.weights + term.weight_plane * p.weight_stride;
     uint4 *to = shared + number % BYTES_STAGES * BYTES_STAGE_PIECES;
-#pragma unroll
-    for (uint32_t i = threadIdx.x; i < WGMMA_TOKENS * BYTES_PIECES; i += WGMMA_THREADS) {
-        uint32_t r = i % TILE_ROWS, piece = stage * BYTES_PIECES + i / TILE_ROWS % BYTES_PIECES;
-        uint32_t row = token + i / TILE_ROWS / BYTES_PIECES * TILE_ROWS + r;
-        if (piece < p.n_input_pieces)
-            copy_async(to + i, inputs + piece_place(row, piece, p.n_input_pieces));
-        else
-            to[i] = make_uint4(0, 0, 0, 0);
-    }
-    to += WGMMA_TOKENS * BYTES_PIECES;
-    if (threadIdx.x < WGMMA_OUTPUTS)
-        copy_async(to + threadIdx.x,
-                   weights + piece_place(output + threadIdx.x, stage, p.n_weight_pieces));
+    copy_rows<WGMMA_TOKENS, BYTES_PIECES, WGMMA_THREADS, true>(
+        p.inputs + term.input_plane * p.input_stride, token, p.n_input_pieces, stage * BYTES_PIECES,
+        to);
+    copy_rows<WGMMA_OUTPUTS, 1, WGMMA_THREADS, false>(
+        p.weights + term.weight_plane * p.weight_stride, output, p.n_weight_pieces, stage,
+        to + WGMMA_TOKENS * BYTES_PIECES);
 }
 
 /* A warp's part of the left operand, of 16 rows x 128 columns: a[k] for columns from 32 k.  The
@@ -88,6 +80,38 @@ static __device__ inline void multiply_bytes_term(const Product &p, uint32_t n_s
     }
 }
 
+/* The epilogue, from steps and sums of codes of the block's tokens.  WHOLE: the block has outputs
+ * only that are; nothing is asked then between one result and the next, so that they overlap. */
+template <int KIND, bool WHOLE>
+static __device__ inline void store_bytes_product(const Product &p, uint32_t token,
+                                                  uint32_t output, const float *steps,
+                                                  const int32_t *code_sums, const int32_t acc[64])
+{
+    const Epilogue &e = p.epilogue;
+    uint32_t first_output = output + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+    uint32_t first_token = threadIdx.x % 4 * 2;
+    float scale[2], bias[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint32_t o = first_output + half * 8;
+        scale[half] = WHOLE || o < p.n_outputs ? e.row_scale[o] : 0.0F;
+        bias[half] = WHOLE || o < p.n_outputs ? e.bias[o] : 0.0F;
+    }
+#pragma unroll
+    for (int i = 0; i < 32; i++) {
+        if (i % 16 == 0 && token + i * 4 >= p.n_tokens) return; /* blocks of 64 tokens */
+        uint32_t place = first_token + i / 2 * 8 + i % 2, t = token + place;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            uint32_t o = first_output + half * 8;
+            float dot = (float)(acc[i / 2 * 4 + half * 2 + i % 2] - code_sums[place]);
+            if (WHOLE || o < p.n_outputs)
+                e.outputs[t * e.stride + o] =
+                    finished<KIND>(e, t, o, dot, scale[half], bias[half], steps[place]);
+        }
+    }
+}
+
 #endif
 
 /* Memory holds whole blocks of tokens and outputs; what lies in those past the last is ignored. */
@@ -97,6 +121,9 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_wgmma_bytes_kern
 #if BITM_HAS_WGMMA
     BITM_DYNAMIC_SHARED(shared_bytes);
     uint4 *shared = (uint4 *)shared_bytes;
+    float *steps = (float *)(shared_bytes + BYTES_OPERANDS);
+    int32_t *code_sums = (int32_t *)(steps + WGMMA_TOKENS);
+    const Epilogue &e = p.epilogue;
     uint32_t token = blockIdx.y * WGMMA_TOKENS, output = blockIdx.x * WGMMA_OUTPUTS;
     uint32_t n_stages = ceil_div(p.n_input_pieces, BYTES_PIECES), n_all = n_stages * p.n_terms;
     int32_t acc[64];
@@ -106,6 +133,12 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_wgmma_bytes_kern
     for (uint32_t s = 0; s < BYTES_STAGES - 1; s++) {
         if (s < n_all) fetch_bytes_stage(p, s, token, output, shared);
         copy_commit();
+    }
+    if (threadIdx.x < WGMMA_TOKENS) { /* read here: between stores each would be waited for */
+        uint32_t t = token + threadIdx.x;
+        bool is_token = t < p.n_tokens;
+        steps[threadIdx.x] = is_token ? e.tokens.step[t] : 0.0F;
+        code_sums[threadIdx.x] = is_token && p.subtract_code_sum ? e.tokens.code_sum[t] : 0;
     }
     uint32_t s = 0;
     for (uint32_t t = 0; t < p.n_terms; t++) {
@@ -118,30 +151,10 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_wgmma_bytes_kern
         for (int i = 0; i < 64; i++)
             acc[i] = (int32_t)((uint32_t)acc[i] * multiplier);
     }
-    const Epilogue &e = p.epilogue;
-    uint32_t first_output = output + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
-    uint32_t first_token = token + threadIdx.x % 4 * 2;
-    float scale[2], bias[2];
-    for (int half = 0; half < 2; half++) {
-        uint32_t o = first_output + half * 8;
-        scale[half] = o < p.n_outputs ? e.row_scale[o] : 0.0F;
-        bias[half] = o < p.n_outputs ? e.bias[o] : 0.0F;
-    }
-#pragma unroll
-    for (int i = 0; i < 32; i++) {
-        uint32_t t = first_token + i / 2 * 8 + i % 2;
-        if (t >= p.n_tokens) continue;
-        float step = e.tokens.step[t];
-        int32_t code_sum = p.subtract_code_sum ? e.tokens.code_sum[t] : 0;
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            uint32_t o = first_output + half * 8;
-            float dot = (float)(acc[i / 2 * 4 + half * 2 + i % 2] - code_sum);
-            if (o < p.n_outputs)
-                e.outputs[t * e.stride + o] =
-                    finished<KIND>(e, t, o, dot, scale[half], bias[half], step);
-        }
-    }
+    if (output + WGMMA_OUTPUTS <= p.n_outputs)
+        store_bytes_product<KIND, true>(p, token, output, steps, code_sums, acc);
+    else
+        store_bytes_product<KIND, false>(p, token, output, steps, code_sums, acc);
 #else
     (void)p;
 #endif

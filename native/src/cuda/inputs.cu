@@ -97,11 +97,12 @@ void plan_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n
     e->code_sum = place->code_sum;
     e->n_nonzero = place->n_nonzero;
     e->gelu_limits = branch->gelu_limits;
-    if (e->quantizer.kind != KIND_INT || e->quantizer.scope != SCOPE_STATIC) return;
-    int32_t lo = (int32_t)e->quantizer.lo, hi = (int32_t)e->quantizer.hi;
-    e->n_thresholds = hi - lo <= MAX_THRESHOLDS ? (uint32_t)(hi - lo) : 0;
+    if (!has_thresholds(e->quantizer)) return;
+    bool is_int = e->quantizer.kind == KIND_INT;
+    int32_t lo = is_int ? (int32_t)e->quantizer.lo : 0, hi = is_int ? (int32_t)e->quantizer.hi : 1;
+    e->n_thresholds = (uint32_t)(hi - lo);
     for (int32_t i = 0; i < MAX_THRESHOLDS; i++)
-        e->thresholds[i] = threshold_of(e->quantizer, lo + 1 + i); /* past hi: nothing reaches it */
+        e->thresholds[i] = threshold_of(e->quantizer, lo + 1 + i); /* past hi: NaN */
 }
 
 template <int N> static void launch_encode_rows(const Work &w, const Encoding &e)
@@ -186,8 +187,8 @@ bool can_follow_in_parts(const Work &w, const Linear &linear)
 static bool can_follow(const Work &w, const Linear &linear)
 {
     const Branch &branch = linear.branches[0];
-    bool is_free = branch.quantizer.kind == KIND_NONE && takes_x(branch) &&
-                   are_bytes(form_of(w, branch));
+    bool is_free =
+        branch.quantizer.kind == KIND_NONE && takes_x(branch) && are_bytes(form_of(w, branch));
     return is_free || can_follow_in_parts(w, linear);
 }
 

@@ -71,8 +71,8 @@ void run_linear_norm(const Work &w, const Linear &linear, const float *from, Inp
         bytes ? launch_product_norm<48, 64, 3, true>(w, a)
               : launch_product_norm<48, 64, 4, false>(w, a);
     else
-        bytes ? launch_product_norm<48, 32, 3, true>(w, a)
-              : launch_product_norm<48, 32, 2, false>(w, a);
+        bytes ? launch_product_norm<48, 32, 4, true>(w, a)
+              : launch_product_norm<48, 32, 4, false>(w, a);
 }
 
 bitm_status prepare_norms(const bitm_device_model *model, bitm_error *err)
@@ -83,8 +83,8 @@ bitm_status prepare_norms(const bitm_device_model *model, bitm_error *err)
     BITM_TRY_STATUS(allow_shared(gemm_norm_kernel<64, 32, 4, false>, model, err));
     BITM_TRY_STATUS(allow_shared(gemm_norm_kernel<48, 64, 3, true>, model, err));
     BITM_TRY_STATUS(allow_shared(gemm_norm_kernel<48, 64, 4, false>, model, err));
-    BITM_TRY_STATUS(allow_shared(gemm_norm_kernel<48, 32, 3, true>, model, err));
-    return allow_shared(gemm_norm_kernel<48, 32, 2, false>, model, err);
+    BITM_TRY_STATUS(allow_shared(gemm_norm_kernel<48, 32, 4, true>, model, err));
+    return allow_shared(gemm_norm_kernel<48, 32, 4, false>, model, err);
 }
 
 } // namespace bitm

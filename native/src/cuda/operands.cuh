@@ -134,30 +134,33 @@ static __device__ inline void store(const Epilogue &e, size_t token, size_t outp
         e, token, output, dot, e.row_scale[output], e.bias[output], e.tokens.step[token]);
 }
 
-/* Two neighbouring outputs of a token, the first of them even; those past the last are left out. */
+/* Two neighbouring floats of n, the first of them even. */
+static __device__ inline float2 pair_of(const float *x, size_t i, uint32_t n)
+{
+    if (i + 1 < n) return *(const float2 *)(x + i);
+    return make_float2(i < n ? x[i] : 0.0F, 0.0F);
+}
+
+/* Two neighbouring outputs of a token, the first of them even, from their sums; those past the last
+ * are left out. */
 template <int KIND>
 static __device__ inline void store_pair(const Product &p, size_t token, size_t output,
-                                         int32_t first, int32_t second, float step,
-                                         int32_t code_sum)
+                                         int32_t first, int32_t second, float2 scale, float2 bias,
+                                         float step)
 {
     const Epilogue &e = p.epilogue;
     float *y = e.outputs + token * e.stride + output;
-    if (output + 1 < p.n_outputs && e.stride % 2 == 0) {
-        float2 scale = *(const float2 *)(e.row_scale + output);
-        float2 bias = *(const float2 *)(e.bias + output);
-        float2 pair;
-        pair.x = finished<KIND>(e, token, output, (float)(first - code_sum), scale.x, bias.x, step);
-        pair.y =
-            finished<KIND>(e, token, output + 1, (float)(second - code_sum), scale.y, bias.y, step);
+    bool both = output + 1 < p.n_outputs;
+    float2 pair = make_float2(0.0F, 0.0F);
+    if (output < p.n_outputs)
+        pair.x = finished<KIND>(e, token, output, (float)first, scale.x, bias.x, step);
+    if (both) pair.y = finished<KIND>(e, token, output + 1, (float)second, scale.y, bias.y, step);
+    if (both && e.stride % 2 == 0) {
         *(float2 *)y = pair;
         return;
     }
-    if (output < p.n_outputs)
-        y[0] = finished<KIND>(e, token, output, (float)(first - code_sum), e.row_scale[output],
-                              e.bias[output], step);
-    if (output + 1 < p.n_outputs)
-        y[1] = finished<KIND>(e, token, output + 1, (float)(second - code_sum),
-                              e.row_scale[output + 1], e.bias[output + 1], step);
+    if (output < p.n_outputs) y[0] = pair.x;
+    if (both) y[1] = pair.y;
 }
 
 /* Element of a matrix: scale * code + offset. */

@@ -89,9 +89,7 @@ static __device__ inline float free_factor(float greatest, float max_code, float
 
 static __device__ inline int32_t free_code(float x, float factor, float max_code)
 {
-    float code = bitm_round(x * factor);
-    code = code > -max_code ? code : -max_code;
-    return (int32_t)(code < max_code ? code : max_code);
+    return (int32_t)fminf(fmaxf(bitm_round(x * factor), -max_code), max_code); /* NaN: -max_code */
 }
 
 enum { MAX_THRESHOLDS = 3 };
@@ -125,11 +123,18 @@ struct Encoding {
      * cleared. */
     uint32_t counts;
     /* A static quantizer of few levels, for kernels that encode what they compute: a code is `lo`
-     * and one more for every threshold that is reached; 0 thresholds: signs. */
+     * and one more for every threshold that is reached.  Signs below zero have codes of their own:
+     * see BitsRule. */
     uint32_t n_thresholds;
     float thresholds[MAX_THRESHOLDS];
     const GeluLimits *gelu_limits; /* [n]; NULL: none */
 };
+
+/* Planes of bits, of a form that has them. */
+static __device__ inline uint32_t n_planes_of(const Encoding &e)
+{
+    return e.form == FORM_SIGN ? 2 : e.n_planes;
+}
 
 static __device__ inline float shifted(const Encoding &e, const float *x, uint32_t i)
 {
@@ -191,7 +196,7 @@ static __device__ inline float4 four_values(const float *x, uint32_t n, uint32_t
 
 static __device__ inline float greater_abs(float greatest, float x)
 {
-    return fabsf(x) > greatest ? fabsf(x) : greatest;
+    return fmaxf(greatest, fabsf(x));
 }
 
 /* The greatest absolute value of a token; a NaN, which only a damaged model makes, counts as
@@ -269,7 +274,7 @@ static __global__ void __launch_bounds__(QUANTIZE_THREADS) encode_kernel(Encodin
             e.floats[token * e.n + i] = fmaf(step, (float)code_of(q, shifted(e, x, i)), base);
     } else {
         uint32_t *row = (uint32_t *)(e.planes + piece_place(token, 0, e.n_pieces));
-        uint32_t n_planes = e.form == FORM_SIGN ? 2 : e.n_planes;
+        uint32_t n_planes = n_planes_of(e);
         for (uint32_t word = 0; word < e.n_pieces * 4; word++) {
             uint32_t i = word * WARP + lane;
             int32_t code = code_at(e, q, 0.0F, 0.0F, i < e.n ? x[i] : 0.0F, i);
@@ -300,14 +305,15 @@ static __global__ void __launch_bounds__(QUANTIZE_THREADS) encode_kernel(Encodin
 /* How kernels that encode what they compute find bits.  Divisions, as of code_of, would be too much
  * code where many values are held in registers, and so would a choice for each of them. */
 enum BitsRule {
-    RULE_SIGNS, /* codes -1, 0, 1 in planes of positive and nonzero */
-    RULE_LEVELS,
+    RULE_SIGNS,      /* codes -1, 0, 1 in planes of positive and nonzero */
+    RULE_TWO_LEVELS, /* one threshold */
+    RULE_LEVELS,     /* three, of which those past the last level are NaN */
 };
 
 static __device__ inline BitsRule bits_rule(const Encoding &e)
 {
-    bool signs = e.n_thresholds == 0 && e.form == FORM_SIGN && e.quantizer.lo < 0.0F;
-    return signs ? RULE_SIGNS : RULE_LEVELS;
+    if (e.form == FORM_SIGN && e.quantizer.lo < 0.0F) return RULE_SIGNS;
+    return e.n_thresholds == 1 ? RULE_TWO_LEVELS : RULE_LEVELS;
 }
 
 static __device__ inline float shift_of(const Encoding &e, uint32_t i)
@@ -315,31 +321,50 @@ static __device__ inline float shift_of(const Encoding &e, uint32_t i)
     return e.shift != NULL ? e.shift[i] : 0.0F; /* a zero of either sign compares alike */
 }
 
-/* A value, shifted, as bits of its code in the first two planes of its form. */
-template <int RULE> static __device__ inline uint32_t static_bits(const Encoding &e, float z)
+/* Adds bit i of the first two planes of a value, shifted; finish_bits is to follow. */
+template <int RULE>
+static __device__ inline void add_bits(const Encoding &e, float z, uint32_t i, uint32_t planes[2])
 {
-    uint32_t positive = z > 0.0F, nonzero = positive | (z < 0.0F);
-    if (RULE == RULE_SIGNS) return positive | nonzero << 1;
-    if (e.n_thresholds == 0) return e.form == FORM_SIGN ? positive * 3 : positive;
-    uint32_t code = (uint32_t)(int32_t)e.quantizer.lo + (z >= e.thresholds[0]);
-    if (e.n_thresholds > 1) code += (z >= e.thresholds[1]) + (z >= e.thresholds[2]);
-    return code & 3;
+    if (RULE == RULE_LEVELS) {
+        uint32_t code = (uint32_t)(int32_t)e.quantizer.lo + (z >= e.thresholds[0]) +
+                        (z >= e.thresholds[1]) + (z >= e.thresholds[2]);
+        planes[0] |= (code & 1) << i;
+        planes[1] |= (code >> 1 & 1) << i;
+        return;
+    }
+    bool first = RULE == RULE_SIGNS ? z > 0.0F : z >= e.thresholds[0];
+    if (first) planes[0] |= 1u << i;
+    if (RULE == RULE_SIGNS && fabsf(z) > 0.0F) planes[1] |= 1u << i; /* no NaN */
 }
 
-/* The same of gelu(x) of column i, which is computed only near where it reaches a threshold. */
-template <int RULE>
-static __device__ inline uint32_t static_bits_of_gelu(const Encoding &e, float x, uint32_t i)
+/* The planes of codes that are the lower or the greater of two, from the bits of the greater. */
+static __device__ inline void planes_of_two(uint32_t lower, uint32_t greater, uint32_t planes[2])
 {
-    if (e.gelu_limits != NULL) {
-        GeluLimits limits = e.gelu_limits[i];
-        bool reaches = x <= limits.left_outer || x >= limits.right_outer;
-        if (reaches || (x >= limits.left_inner && x <= limits.right_inner)) {
-            if (RULE == RULE_SIGNS) return 2 + reaches;
-            if (e.n_thresholds == 0) return e.form == FORM_SIGN ? reaches * 3 : reaches;
-            return ((uint32_t)(int32_t)e.quantizer.lo + reaches) & 3;
-        }
+    uint32_t bits = planes[0];
+#pragma unroll
+    for (uint32_t p = 0; p < 2; p++) {
+        uint32_t of_greater = 0u - (greater >> p & 1), of_lower = 0u - (lower >> p & 1);
+        planes[p] = (bits & of_greater) | (~bits & of_lower);
     }
-    return static_bits<RULE>(e, bitm_gelu(x) + shift_of(e, i));
+}
+
+/* Planes, from bits of the values that reach the only threshold, or that GELU's limits tell. */
+template <int RULE>
+static __device__ inline void planes_of_reached(const Encoding &e, uint32_t planes[2])
+{
+    if (RULE == RULE_SIGNS) {
+        planes_of_two(2, 3, planes); /* -1 and 1 */
+    } else if (e.form == FORM_SIGN) {
+        planes_of_two(0, 3, planes);
+    } else {
+        uint32_t lower = (uint32_t)(int32_t)e.quantizer.lo;
+        planes_of_two(lower, lower + 1, planes);
+    }
+}
+
+template <int RULE> static __device__ inline void finish_bits(const Encoding &e, uint32_t planes[2])
+{
+    if (RULE == RULE_TWO_LEVELS) planes_of_reached<RULE>(e, planes);
 }
 
 /* As bytes by the runtime's own quantizer; returns the sum of this thread's codes. */
@@ -365,27 +390,43 @@ static __device__ inline int32_t encode_bytes(const Encoding &e, size_t token, u
     return sum;
 }
 
-/* As at most two planes of bits; n_bits: how many this thread has stored of each. */
+/* As at most two planes of bits; n_bits: how many this thread has stored of each.  A thread has a
+ * bit of every unit of 16 columns; transposed, it has whole units. */
 template <int N16, int RULE>
 static __device__ inline void encode_bits(const Encoding &e, size_t token, uint32_t l,
                                           const float values[N16], int32_t n_bits[2])
 {
+    enum { WORDS = (N16 + 31) / 32 };
     uint16_t *row = (uint16_t *)(e.planes + piece_place(token, 0, e.n_pieces));
-    uint32_t n_planes = RULE == RULE_SIGNS ? 2 : e.n_planes, half = threadIdx.x & 16;
-    uint32_t mine[2] = {0, 0};
+    uint32_t n_planes = n_planes_of(e), planes[WORDS][2] = {};
+    const float *shift = e.shift + l;
+    if (e.shift == NULL) {
 #pragma unroll
-    for (int i = 0; i < N16; i++) {
-        uint32_t bits = static_bits<RULE>(e, values[i] + shift_of(e, l + i * LANES));
-        bool is_mine = l == i % LANES;
+        for (int i = 0; i < N16; i++)
+            add_bits<RULE>(e, values[i], i % 32, planes[i / 32]);
+    } else {
+        float shifted[N16]; /* all are read before the first is used */
+#pragma unroll
+        for (int i = 0; i < N16; i++)
+            shifted[i] = values[i] + shift[i * LANES];
+#pragma unroll
+        for (int i = 0; i < N16; i++)
+            add_bits<RULE>(e, shifted[i], i % 32, planes[i / 32]);
+    }
+#pragma unroll
+    for (int word = 0; word < WORDS; word++) {
+        finish_bits<RULE>(e, planes[word]);
 #pragma unroll
         for (uint32_t p = 0; p < 2; p++) {
-            uint32_t words = __ballot_sync(ALL_THREADS, bits >> p & 1);
-            mine[p] = is_mine ? words : mine[p];
-            if (i % LANES != LANES - 1 || p >= n_planes) continue;
-            uint32_t unit = i - (LANES - 1) + l, word = mine[p] >> half & 0xFFFFu; /* 16 columns */
-            row[p * e.plane_stride * 8 + (size_t)(unit / 8) * TILE_ROWS * 8 + unit % 8] =
-                (uint16_t)word;
-            n_bits[p] += __popc(word);
+            if (p >= n_planes) continue;
+            uint32_t units = transpose_bits_16(planes[word][p]);
+#pragma unroll
+            for (int i = word * 32; i < word * 32 + 32 && i < N16; i += LANES) {
+                uint32_t unit = i + l, bits = units >> i % 32 & 0xFFFFu;
+                row[p * e.plane_stride * 8 + (size_t)(unit / 8) * TILE_ROWS * 8 + unit % 8] =
+                    (uint16_t)bits;
+                n_bits[p] += __popc(bits);
+            }
         }
     }
 }
@@ -409,8 +450,11 @@ static __device__ inline void encode_values(const Encoding &e, size_t token, uin
     if (e.quantizer.kind == KIND_NONE) {
         sum = warp_sum<LANES>(encode_bytes<N16>(e, token, l, values, &step));
     } else {
-        if (bits_rule(e) == RULE_SIGNS)
+        BitsRule rule = bits_rule(e);
+        if (rule == RULE_SIGNS)
             encode_bits<N16, RULE_SIGNS>(e, token, l, values, n_bits);
+        else if (rule == RULE_TWO_LEVELS)
+            encode_bits<N16, RULE_TWO_LEVELS>(e, token, l, values, n_bits);
         else
             encode_bits<N16, RULE_LEVELS>(e, token, l, values, n_bits);
         n_bits[1] = warp_sum<LANES>(n_bits[1]);
@@ -455,7 +499,7 @@ static __global__ void plane_sums_kernel(Encoding e)
     uint32_t lane = threadIdx.x % WARP;
     if (token >= e.n_tokens) return;
     int32_t n[2] = {0, 0};
-    uint32_t n_planes = e.form == FORM_SIGN ? 2 : e.n_planes;
+    uint32_t n_planes = n_planes_of(e);
     for (uint32_t p = 0; p < n_planes; p++)
         for (uint32_t piece = lane; piece < e.n_pieces; piece += WARP) {
             uint4 bits = e.planes[p * e.plane_stride + piece_place(token, piece, e.n_pieces)];

@@ -93,11 +93,18 @@ struct Followers {
     Encoding later;
 };
 
+/* Where a token's norm finds its weights and leaves its results: in either kind of memory. */
+struct NormPlaces {
+    const float *gain, *bias;
+    float *y; /* of the token */
+};
+
 /* The norm of a token, thread l of 16 holding the values of columns l, l + 16, ..., N16 of them,
  * and the inputs of what follows. */
 template <int N16>
-static __device__ inline void finish_norm(const Norm &a, const Followers &followers, size_t token,
-                                          uint32_t l, float value[N16])
+static __device__ inline void finish_norm(const Norm &a, const NormPlaces &places,
+                                          const Followers &followers, size_t token, uint32_t l,
+                                          float value[N16])
 {
     float lane = 0.0F;
 #pragma unroll
@@ -112,12 +119,13 @@ static __device__ inline void finish_norm(const Norm &a, const Followers &follow
     }
     float variance = fold_lanes(lane) / (float)a.n;
     float factor = 1.0F / sqrtf(variance + a.eps);
-    float *y = a.y + token * a.n;
 #pragma unroll
-    for (int i = 0; i < N16; i++) {
-        value[i] = fmaf(value[i] * factor, a.gain[l + i * LANES], a.bias[l + i * LANES]);
-        y[l + i * LANES] = value[i];
-    }
+    for (int i = 0; i < N16; i++)
+        value[i] =
+            fmaf(value[i] * factor, places.gain[l + i * LANES], places.bias[l + i * LANES]);
+#pragma unroll
+    for (int i = 0; i < N16; i++) /* apart: no load waits for a store */
+        places.y[l + i * LANES] = value[i];
 #pragma unroll 1
     for (uint32_t k = 0; k < followers.n; k++)
         encode_values<N16>(followers.encodings[k], token, l, value);
@@ -142,7 +150,8 @@ static __global__ void __launch_bounds__(TOKEN_THREADS)
         for (int i = 0; i < N16; i++)
             value[i] += residual[l + i * LANES];
     }
-    finish_norm<N16>(a, followers, token, l, value);
+    finish_norm<N16>(a, NormPlaces{a.gain, a.bias, a.y + (size_t)token * a.n}, followers, token, l,
+                     value);
 }
 
 struct RmsNorm {
