@@ -2,9 +2,10 @@
 #include "inputs.h"
 
 enum {
-    TASK_OUTPUTS = 64,  /* outputs of a product that one task computes at least */
-    TASKS_A_THREAD = 2, /* so that threads end together */
-    TASK_TOKENS = 8,    /* tokens that one task of the other operations treats */
+    TASK_OUTPUTS = 64,      /* outputs of a product that one task computes at least */
+    TASKS_A_THREAD = 2,     /* so that threads end together */
+    PREPARED_OUTPUTS = 200, /* that take as long as preparing a block of tokens */
+    TASK_TOKENS = 8,        /* tokens that one task of the other operations treats */
 };
 
 static uint32_t n_blocks(uint32_t n, uint32_t block)
@@ -139,21 +140,38 @@ static void product_task(void *context, uint32_t task, uint32_t worker)
            smaller(p->task_outputs, p->n_outputs - output));
 }
 
+/* How many parts of the outputs let so many tasks of tokens end first. */
+static uint32_t parts_across(uint32_t n_threads, uint32_t n_token_tasks, uint32_t n_outputs)
+{
+    uint32_t best = 1;
+    uint32_t most = smaller(n_threads * TASKS_A_THREAD, n_blocks(n_outputs, TASK_OUTPUTS));
+    uint64_t least = UINT64_MAX;
+    for (uint32_t parts = 1; parts <= most; parts++) {
+        uint64_t n_turns = n_blocks(n_token_tasks * parts, n_threads);
+        uint64_t time = n_turns * (n_blocks(n_outputs, parts) + PREPARED_OUTPUTS);
+        if (time < least) {
+            best = parts;
+            least = time;
+        }
+    }
+    return best;
+}
+
 /* Shares out outputs where weights are what the kernel prepares; otherwise tokens, and outputs only
- * where there are too few of them for all threads.  Kernels with packed weights prepare the tokens
- * anew in every task, so they get no more tasks than threads need. */
+ * where there are too few of them for all threads: there every task prepares its tokens anew. */
 static void cut_product(uint32_t n_threads, const bitm_packing *packing, product *p)
 {
     uint32_t block = packing != NULL ? packing->token_block : 0;
-    uint32_t n_wanted = n_threads > 1 ? n_threads * TASKS_A_THREAD : 1;
+    uint32_t n_wanted = n_threads > 1 ? n_threads * TASKS_A_THREAD : 1, n_across = n_wanted;
     p->task_tokens = p->n_tokens;
     p->task_outputs = TASK_OUTPUTS;
     if (block > 0) {
         p->task_tokens = n_blocks(n_blocks(p->n_tokens, n_wanted), block) * block;
-        n_wanted = n_blocks(n_wanted, n_blocks(p->n_tokens, p->task_tokens));
+        n_across = parts_across(n_threads, n_blocks(p->n_tokens, p->task_tokens), p->n_outputs);
     }
     if (packing != NULL)
-        p->task_outputs = n_blocks(n_blocks(p->n_outputs, n_wanted), TASK_OUTPUTS) * TASK_OUTPUTS;
+        p->task_outputs =
+            larger(1, n_blocks(n_blocks(p->n_outputs, n_across), TASK_OUTPUTS)) * TASK_OUTPUTS;
     p->n_tasks = n_blocks(p->n_tokens, p->task_tokens) * n_blocks(p->n_outputs, p->task_outputs);
 }
 

@@ -4,8 +4,9 @@
  * where they lie, 64 of 16 tokens; weights become bytes of -1, 0 and 1 in a small ring of buffers,
  * a few steps before their tile is loaded: long enough that the stores have reached the cache,
  * soon enough that they have not left it.  Two by two tiles of sums stay in registers over all
- * inputs; only then are they stored, once, and while the next ones are at work, finished.  So
- * nothing grows with the number of inputs, and few tokens cost little more than expanding weights.
+ * inputs; only then are they stored, once, and finished while the next ones are at work: at once,
+ * or, where a function of them takes as long as the products, some rows at every step.  So nothing
+ * grows with the number of inputs, and few tokens cost little more than expanding weights.
  *
  * int16 codes take the place of two tokens' tiles by their low bytes, unsigned, and their high
  * ones.  Bits, of sign activations and of planes, become bytes first.
@@ -40,8 +41,9 @@ typedef int32_t tile_sums[2][TILE][PANEL];
 /* Sums that are not finished. */
 typedef struct pending {
     tile_use use;
-    uint32_t first;               /* output of the panel */
-    uint32_t token[2], n_done[2]; /* of each tile: its first token, and how many another had */
+    uint32_t token[2], n_done[2];  /* of each tile: its first token, and how many another had */
+    uint32_t n_tiles, n_left, row; /* the next row of the first tile that is left */
+    epilogue halves[2];            /* of the panel's outputs */
     _Alignas(64) tile_sums sums;
 } pending;
 
@@ -64,7 +66,7 @@ typedef struct work {
     const uint8_t *codes[2], *last[2];
     size_t stride;
     pending pending[2];
-    uint32_t n_pending; /* so far */
+    uint32_t turn; /* the sums that are stored next */
     _Alignas(64) uint8_t ring[RING][2 * TILE_BYTES];
     _Alignas(64) uint8_t last_codes[2][TILE_BYTES];
     _Alignas(64) uint8_t bytes[2][TILE][BYTES_STRIDE];
@@ -122,51 +124,131 @@ INLINE __m512i expand(weight_kind kind, uint64_t nonzero, uint64_t positive)
     return _mm512_mask_add_epi8(weights, (__mmask64)positive, weights, _mm512_set1_epi8(2));
 }
 
-/* Expands the next step of weights, if there is one. */
-INLINE void expand_next(work *w, weight_kind kind)
+/* A step of weights to be expanded, if place is not NULL. */
+typedef struct masks {
+    const uint64_t *nonzero, *positive;
+    uint8_t *place;
+} masks;
+
+/* The next step of weights, if there is one; room: for masks that are not packed. */
+INLINE masks next_masks(work *w, weight_kind kind, uint64_t room[2][STEP_MASKS])
 {
     expansion *ahead = &w->ahead;
     const bitm_gemm *gemm = w->gemm;
     const uint32_t positive_plane = kind == WEIGHTS_TERN;
-    uint64_t room[2][STEP_MASKS];
-    const uint64_t *nonzero, *positive;
-    if (ahead->n_left == 0) return;
+    masks m = {0};
+    if (ahead->n_left == 0) return m;
     uint32_t output = w->first + ahead->panel * PANEL;
     if (gemm->packed != NULL) {
-        const uint64_t *masks = (const uint64_t *)gemm->packed + (size_t)ahead->step * STEP_MASKS;
-        nonzero = masks + panel_masks(gemm, 0, output);
-        positive = masks + panel_masks(gemm, positive_plane, output);
+        const uint64_t *packed = (const uint64_t *)gemm->packed + (size_t)ahead->step * STEP_MASKS;
+        m.nonzero = packed + panel_masks(gemm, 0, output);
+        m.positive = packed + panel_masks(gemm, positive_plane, output);
     } else {
         const uint64_t *rows =
             (const uint64_t *)gemm->weights + (size_t)output * w->n_steps + ahead->step;
-        nonzero = positive = room[0];
+        m.nonzero = m.positive = room[0];
         make_masks(rows, w->n_steps, gemm->n_rows - output, room[0]);
         if (kind == WEIGHTS_TERN) {
-            positive = room[1];
+            m.positive = room[1];
             make_masks(rows + (size_t)gemm->n_rows * w->n_steps, w->n_steps, gemm->n_rows - output,
                        room[1]);
         }
     }
-    uint8_t *place = w->ring[ahead->slot];
-    for (uint32_t row = 0; row < TILE; row += 2, nonzero += 4, positive += 4, place += 2 * STEP) {
-        _mm512_store_si512(place, expand(kind, nonzero[0], positive[0]));
-        _mm512_store_si512(place + STEP, expand(kind, nonzero[1], positive[1]));
-        _mm512_store_si512(place + TILE_BYTES, expand(kind, nonzero[2], positive[2]));
-        _mm512_store_si512(place + TILE_BYTES + STEP, expand(kind, nonzero[3], positive[3]));
-    }
+    m.place = w->ring[ahead->slot];
     ahead->slot = (ahead->slot + 1) % RING;
     ahead->n_left--;
     if (++ahead->step == w->n_steps) {
         ahead->step = 0;
         ahead->panel = ahead->panel + 1 < w->n_panels ? ahead->panel + 1 : 0;
     }
+    return m;
+}
+
+/* Expands a quarter of a step: four rows of both tiles. */
+INLINE void expand_quarter(masks m, weight_kind kind, const uint32_t quarter)
+{
+    if (m.place == NULL) return;
+    const uint64_t *nonzero = m.nonzero + quarter * STEP_MASKS / 4;
+    const uint64_t *positive = m.positive + quarter * STEP_MASKS / 4;
+    uint8_t *place = m.place + quarter * TILE_BYTES / 4;
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++, nonzero += 4, positive += 4, place += 2 * STEP) {
+        _mm512_store_si512(place, expand(kind, nonzero[0], positive[0]));
+        _mm512_store_si512(place + STEP, expand(kind, nonzero[1], positive[1]));
+        _mm512_store_si512(place + TILE_BYTES, expand(kind, nonzero[2], positive[2]));
+        _mm512_store_si512(place + TILE_BYTES + STEP, expand(kind, nonzero[3], positive[3]));
+    }
+}
+
+/* ---- Sums ---- */
+
+/* Finishes n rows of sums, of tokens from `token` on. */
+INLINE void finish_rows(const bitm_gemm *shared, const pending *p, const tile_use use,
+                        const int32_t *sums, size_t token, uint32_t n, const bool plain,
+                        const uint32_t activation)
+{
+    /* What is stored changes neither, which the compiler knows of copies alone. */
+    const bitm_gemm gemm = *shared;
+    const epilogue halves[2] = {p->halves[0], p->halves[1]};
+    for (; n > 0; n--, sums += PANEL, token++) {
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            __m512i dot = _mm512_load_si512(sums + half * TILE);
+            if (use != TWO_TILES) {
+                __m512i more = _mm512_load_si512(sums + (TILE * PANEL + half * TILE));
+                if (use == TWO_BYTES) more = _mm512_slli_epi32(more, 8);
+                dot = _mm512_add_epi32(dot, more);
+            }
+            finish_outputs(&gemm, &halves[half], token, _mm512_cvtepi32_ps(dot), plain, activation);
+        }
+    }
+}
+
+/* Those of rare linears, apart so that the others need not keep what they keep. */
+__attribute__((noinline)) static void finish_other_rows(const bitm_gemm *gemm, const pending *p,
+                                                        const int32_t *sums, size_t token,
+                                                        uint32_t n)
+{
+    finish_rows(gemm, p, p->use, sums, token, n, false, gemm->activation);
+}
+
+/* Finishes the next sums, at most n_rows of a tile; false: there were none. */
+static bool finish_some(const work *w, pending *p, uint32_t n_rows)
+{
+    if (p->n_left == 0) return false;
+    const bitm_gemm *gemm = w->gemm;
+    const uint32_t tile = p->n_tiles - p->n_left, n = smaller(n_rows, w->n_rows - p->row);
+    const int32_t *sums = p->sums[tile][p->row];
+    size_t token = p->token[tile] + p->row;
+    if (!is_plain(gemm) || gemm->activation > BITM_ACTIVATION_GELU)
+        finish_other_rows(gemm, p, sums, token, n);
+    else if (gemm->activation == BITM_ACTIVATION_GELU)
+        finish_rows(gemm, p, p->use, sums, token, n, true, BITM_ACTIVATION_GELU);
+    else if (p->use != TWO_TILES)
+        finish_rows(gemm, p, p->use, sums, token, n, true, BITM_ACTIVATION_NONE);
+    else
+        finish_rows(gemm, p, TWO_TILES, sums, token, n, true, BITM_ACTIVATION_NONE);
+    p->row += n;
+    if (p->row == w->n_rows) {
+        p->n_left--;
+        p->row = p->n_done[1];
+    }
+    return true;
+}
+
+static void finish(const work *w, pending *p)
+{
+    while (finish_some(w, p, TILE)) {
+    }
 }
 
 /* ---- Steps ---- */
 
-/* All inputs of the tiles of tokens with the next panel: sums in tiles 0 to 3. */
-INLINE void add_steps(work *w, weight_kind kind, tile_use use)
+/* All inputs of the tiles of tokens with the next panel: sums in tiles 0 to 3.  Those before are
+ * finished. */
+INLINE void add_steps(work *w, weight_kind kind, tile_use use, const bool spreads, pending *before)
 {
+    const uint32_t n_rows = (before->n_left * w->n_rows + w->n_steps - 1) / w->n_steps;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -178,25 +260,34 @@ INLINE void add_steps(work *w, weight_kind kind, tile_use use)
         size_t stride = is_last ? STEP : w->stride;
         const uint8_t *weights = w->ring[w->slot];
         w->slot = (w->slot + 1) % RING;
+        uint64_t room[2][STEP_MASKS];
+        masks next = next_masks(w, kind, room);
         LOAD_TILE(6, weights, STEP);
         if (use == ONE_TILE && step % 2 == 1) {
             LOAD_TILE(5, first, stride);
             MULTIPLY(use, 2, 5, 6);
+            expand_quarter(next, kind, 0);
             LOAD_TILE(7, weights + TILE_BYTES, STEP);
             MULTIPLY(use, 3, 5, 7);
+            expand_quarter(next, kind, 1);
         } else {
             LOAD_TILE(4, first, stride);
             MULTIPLY(use, 0, 4, 6);
+            expand_quarter(next, kind, 0);
             LOAD_TILE(7, weights + TILE_BYTES, STEP);
             MULTIPLY(use, 1, 4, 7);
+            expand_quarter(next, kind, 1);
         }
         if (use != ONE_TILE) {
             LOAD_TILE(5, second, stride);
             MULTIPLY(use, 2, 5, 6);
-            MULTIPLY(use, 3, 5, 7);
         }
-        expand_next(w, kind);
+        expand_quarter(next, kind, 2);
+        if (use != ONE_TILE) MULTIPLY(use, 3, 5, 7);
+        expand_quarter(next, kind, 3);
+        if (spreads) finish_some(w, before, n_rows);
     }
+    finish(w, before);
 }
 
 /* ---- Codes ---- */
@@ -280,41 +371,24 @@ static void prepare_codes(work *w, code_kind kind, int i, size_t token)
 
 /* ---- The product ---- */
 
-/* Finishes sums: of 16 outputs after the other, so that what they share is loaded once. */
-static void finish(const work *w, const pending *p)
-{
-    const uint32_t n_tiles = p->use == TWO_TILES ? 2 : 1;
-    for (uint32_t half = 0; half < PANEL; half += TILE) {
-        __mmask16 lanes = outputs_between(p->first + half, w->output, w->end);
-        if (lanes == 0) continue;
-        epilogue e = begin_epilogue(w->gemm, p->first + half, lanes);
-        for (uint32_t i = 0; i < n_tiles; i++) {
-            for (uint32_t row = p->n_done[i]; row < w->n_rows; row++) {
-                __m512i dot = _mm512_load_si512(p->sums[i][row] + half);
-                __m512i more = _mm512_load_si512(p->sums[1][row] + half);
-                if (p->use == TWO_BYTES) more = _mm512_slli_epi32(more, 8);
-                if (p->use != TWO_TILES) dot = _mm512_add_epi32(dot, more);
-                store_outputs(w->gemm, &e, p->token[i] + row, _mm512_cvtepi32_ps(dot));
-            }
-        }
-    }
-}
-
 /* The tiles of tokens that are prepared, with all panels.  tokens: their first ones, n_done: how
  * many of each were in an earlier tile. */
-INLINE void multiply_tiles(work *w, weight_kind weights, tile_use use, const uint32_t tokens[2],
-                           const uint32_t n_done[2])
+INLINE void multiply_tiles(work *w, weight_kind weights, tile_use use, const bool spreads,
+                           const uint32_t tokens[2], const uint32_t n_done[2])
 {
     for (uint32_t panel = 0; panel < w->n_panels; panel++) {
-        pending *now = &w->pending[w->n_pending % 2];
-        add_steps(w, weights, use);
-        if (w->n_pending > 0) finish(w, &w->pending[(w->n_pending - 1) % 2]);
-        w->n_pending++;
+        pending *now = &w->pending[w->turn];
+        w->turn = 1 - w->turn;
+        add_steps(w, weights, use, spreads, &w->pending[w->turn]);
         now->use = use;
-        now->first = w->first + panel * PANEL;
-        for (int i = 0; i < 2; i++) {
+        now->n_tiles = now->n_left = use == TWO_TILES ? 2 : 1;
+        now->row = n_done[0];
+        for (uint32_t i = 0; i < 2; i++) {
+            uint32_t first = w->first + panel * PANEL + i * TILE;
             now->token[i] = tokens[i];
             now->n_done[i] = n_done[i];
+            now->halves[i] =
+                begin_epilogue(w->gemm, first, outputs_between(first, w->output, w->end));
         }
         _tile_stored(0, now->sums[0][0], sizeof now->sums[0][0]);
         _tile_stored(1, now->sums[0][0] + TILE, sizeof now->sums[0][0]);
@@ -338,12 +412,17 @@ INLINE void multiply(const bitm_gemm *gemm, weight_kind weights, code_kind codes
     w->n_panels = (w->end - w->first + PANEL - 1) / PANEL;
     w->n_steps = (gemm->n_inputs + STEP - 1) / STEP;
     w->n_rows = (n_tokens + n_tiles - 1) / n_tiles;
-    w->n_pending = w->slot = 0;
+    w->slot = w->turn = w->pending[0].n_left = w->pending[1].n_left = 0;
     w->ahead =
         (expansion){.n_left = (n_tiles + n_together - 1) / n_together * w->n_panels * w->n_steps};
     configure_tiles(w->n_rows);
-    for (int i = 0; i < RING - 1; i++)
-        expand_next(w, weights);
+    for (int i = 0; i < RING - 1; i++) {
+        uint64_t room[2][STEP_MASKS];
+        masks next = next_masks(w, weights, room);
+#pragma GCC unroll 4
+        for (uint32_t quarter = 0; quarter < 4; quarter++)
+            expand_quarter(next, weights, quarter);
+    }
     for (uint32_t tile = 0; tile < n_tiles; tile += n_together) {
         bool one = n_together == 1 || tile + 1 == n_tiles;
         uint32_t tokens[2] = {0}, n_done[2] = {0};
@@ -356,16 +435,18 @@ INLINE void multiply(const bitm_gemm *gemm, weight_kind weights, code_kind codes
         }
         if (codes == CODES_I16) {
             prepare_codes(w, codes, 1, tokens[0]);
-            multiply_tiles(w, weights, TWO_BYTES, tokens, n_done);
+            multiply_tiles(w, weights, TWO_BYTES, false, tokens, n_done);
         } else if (one) {
             w->codes[1] = w->codes[0];
             w->last[1] = w->last[0];
-            multiply_tiles(w, weights, ONE_TILE, tokens, n_done);
+            multiply_tiles(w, weights, ONE_TILE, false, tokens, n_done);
+        } else if (gemm->activation != BITM_ACTIVATION_NONE) {
+            multiply_tiles(w, weights, TWO_TILES, true, tokens, n_done);
         } else {
-            multiply_tiles(w, weights, TWO_TILES, tokens, n_done);
+            multiply_tiles(w, weights, TWO_TILES, false, tokens, n_done);
         }
     }
-    finish(w, &w->pending[(w->n_pending - 1) % 2]);
+    finish(w, &w->pending[1 - w->turn]);
     _tile_release();
 }
 

@@ -31,7 +31,7 @@ enum {
     CHUNK_BYTES = CHUNK_INPUTS / 8, /* of a row of weights as in the file */
     ROUND = 3,    /* chunks whose sums fit into 16 bits: 216 codes of -128 to 127, or 0 to 255 */
     BLOCK = 1024, /* outputs at work */
-    FEW = 5,      /* tokens for which tables of one token each are faster */
+    FEW = 4,      /* tokens for which tables of one token each are faster */
     TOKEN_BLOCK = 16,
 };
 
@@ -246,8 +246,9 @@ INLINE void add_places(const uint8_t *tables, const uint8_t *places, const uint3
     __asm__("" : "+r"(tables));
 #pragma GCC unroll 3
     for (uint32_t i = 0; i < n_words; i++) {
-        uint32_t word, group = i * WORD_GROUPS;
-        memcpy(&word, places + i * sizeof word, sizeof word);
+        uint32_t four_places, group = i * WORD_GROUPS;
+        memcpy(&four_places, places + i * sizeof four_places, sizeof four_places);
+        uint64_t word = four_places; /* of 32 bits, the second byte would be widened twice */
         add_place(tables, group, word & 255, sum);
         add_place(tables, group + 1, word >> 8 & 255, sum);
         word >>= 16;

@@ -139,17 +139,31 @@ INLINE epilogue begin_epilogue(const bitm_gemm *gemm, size_t output, __mmask16 l
     return e;
 }
 
-INLINE void store_outputs(const bitm_gemm *gemm, const epilogue *e, size_t token, __m512 dot)
+/* Whether outputs are neither shifted nor added to others: those of nearly all models. */
+INLINE bool is_plain(const bitm_gemm *gemm)
+{
+    return gemm->row_offset == NULL && gemm->row_base == NULL && !gemm->accumulate;
+}
+
+/* Whether they are plain, and the activation, are constants where speed counts. */
+INLINE void finish_outputs(const bitm_gemm *gemm, const epilogue *e, size_t token, __m512 dot,
+                           const bool plain, const uint32_t activation)
 {
     float *y = gemm->outputs + token * gemm->output_stride + e->output;
     __m512 scale = _mm512_mul_ps(e->row_scale, _mm512_set1_ps(gemm->token_step[token]));
     __m512 value = _mm512_fmadd_ps(dot, scale, e->bias);
-    if (gemm->row_offset != NULL)
+    if (!plain && gemm->row_offset != NULL)
         value = _mm512_fmadd_ps(e->row_offset, _mm512_set1_ps(gemm->token_sum[token]), value);
-    if (gemm->row_base != NULL)
+    if (!plain && gemm->row_base != NULL)
         value = _mm512_fmadd_ps(e->row_base, _mm512_set1_ps(gemm->token_base[token]), value);
-    if (gemm->accumulate) value = _mm512_add_ps(_mm512_maskz_loadu_ps(e->lanes, y), value);
-    _mm512_mask_storeu_ps(y, e->lanes, activated(gemm->activation, value));
+    if (!plain && gemm->accumulate)
+        value = _mm512_add_ps(_mm512_maskz_loadu_ps(e->lanes, y), value);
+    _mm512_mask_storeu_ps(y, e->lanes, activated(activation, value));
+}
+
+INLINE void store_outputs(const bitm_gemm *gemm, const epilogue *e, size_t token, __m512 dot)
+{
+    finish_outputs(gemm, e, token, dot, false, gemm->activation);
 }
 
 /* ---- Panels of bits, for products of bytes ----
