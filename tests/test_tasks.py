@@ -16,7 +16,7 @@ import pytest
 import bitm_formats
 import tiny_models
 from bert_checkpoints import CONFIG, HIDDEN, body_shapes, random_state, save
-from bitm import InputError, Model, _native
+from bitm import InputError, Model, _filling, _native
 from bitm_converter.checkpoint import open_checkpoint
 from bitm_converter.recipes import Options, choose
 from bitm_formats import DType
@@ -338,6 +338,40 @@ def test_embed_does_not_depend_on_the_batch(
         assert model.embed([]).shape == (0, together.shape[1])
     np.testing.assert_array_equal(together, apart)
     np.testing.assert_array_equal(together, grouped)
+
+
+# ---- fill_mask ----
+
+
+@pytest.mark.parametrize("ids_at_once", [1, 1000, _filling._IDS_AT_ONCE])
+def test_fill_mask_writes_texts_with_their_tokens_in_place(
+    ids_at_once: int, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token of the vocabulary, padding among them, however many texts are written at once."""
+    monkeypatch.setattr(_filling, "_IDS_AT_ONCE", ids_at_once)
+    texts = ["a [MASK]", "[MASK] b [PAD] [MASK] c", "q [PAD] [MASK] a b c d", "[MASK]"]
+    with Model(tiny_model) as model:
+        pad_id, mask_id = (SPECIAL_TOKENS.index(token) for token in ("[PAD]", "[MASK]"))
+        for text, answer in zip(texts, model.fill_mask(texts, top_k=101)):
+            ids = model.tokenize(text)
+            places = [i for i, token in enumerate(ids) if token == mask_id]
+            single = len(places) == 1
+            for place, predictions in zip(places, [answer] if single else answer):
+                assert sorted(p["token"] for p in predictions) == list(range(101))
+                for p in predictions:
+                    filled = [*ids[:place], p["token"], *ids[place + 1 :]]
+                    kept = [token for token in filled if token != pad_id]
+                    assert p["token_str"] == model.decode([p["token"]])
+                    assert p["sequence"] == model.decode(kept, skip_special_tokens=single)
+
+
+def test_fill_mask_without_a_token_for_padding(tmp_path: Path) -> None:
+    model_file = tiny_models.masked_lm(np.random.default_rng(3))
+    model_file.config.pad_id = -1
+    bitm_formats.write(tmp_path / "model.bitm", model_file)
+    texts = ["a [MASK]", "[MASK] b c d e", "q [MASK] [MASK]"]
+    with Model(tmp_path / "model.bitm") as model:
+        assert model.fill_mask(texts) == [model.fill_mask(text) for text in texts]
 
 
 # ---- Scores ----

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import BertTokenizer
 
@@ -217,6 +218,28 @@ def test_longest_words(tokenizer_model: TokenizerModel, character: str) -> None:
     for lowercase, strip_accents in [(True, True), (True, False), (False, False)]:
         path = tokenizer_model(tokens, lowercase, strip_accents)
         assert_same_tokens(path, tokens, lowercase, strip_accents, texts)
+
+
+@pytest.mark.parametrize("skip_special_tokens", [False, True])
+def test_ids_to_text(tokenizer_model: TokenizerModel, skip_special_tokens: bool) -> None:
+    """Rows of ids, some empty, with all that a decoder cleans; also of tokens with spaces."""
+    generator = random.Random(SEED)
+    tokens = [*SPECIAL_TOKENS, "it", "##s", "do", "not", "n't", "'m", "'s", "'ve", "'re", *".?!,'"]
+    tokens += ["##.", "n'tn't", "中", "do not", "a ' b", "x .y ?", " ,", "z" * 100, "\0 .", ""]
+    path = tokenizer_model(tokens, True, True)
+    reference = BertTokenizer(vocab={token: i for i, token in enumerate(tokens)})
+    rows = [
+        generator.choices(range(len(tokens)), k=generator.choice([0, 1, 2, 5, 30]))
+        for _ in range(2000)
+    ]
+    ends = np.cumsum([len(row) for row in rows]).tolist()
+    library = Library(str(path))
+    found = library.decode_rows(np.concatenate(rows).astype(np.int32), ends, skip_special_tokens)
+    alone = [library.decode(np.array(row, np.int32), skip_special_tokens) for row in rows]
+    library.close()
+    expected = [reference.decode(row, skip_special_tokens=skip_special_tokens) for row in rows]
+    assert found == expected
+    assert alone == expected
 
 
 def test_unicode_tables_are_current() -> None:

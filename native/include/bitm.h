@@ -221,6 +221,14 @@ BITM_API bitm_status bitm_decode(const bitm_model *model, const int32_t *ids, si
                                  uint32_t skip_special_tokens, char *text, size_t capacity,
                                  size_t *n_bytes, bitm_error *err);
 
+/* The same for rows of ids that lie one behind the other, of which row r ends before
+ * ids[id_ends[r]].  So do their texts, with nothing between: text r ends before text[text_ends[r]],
+ * also where that is beyond `capacity`. */
+BITM_API bitm_status bitm_decode_rows(const bitm_model *model, const int32_t *ids,
+                                      const size_t *id_ends, size_t n_rows,
+                                      uint32_t skip_special_tokens, char *text, size_t capacity,
+                                      size_t *text_ends, bitm_error *err);
+
 /* The id of a token, -1 where the vocabulary has none of that spelling. */
 BITM_API int32_t bitm_token_id(const bitm_model *model, const char *token, size_t n_bytes);
 

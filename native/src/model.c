@@ -446,6 +446,26 @@ bitm_status bitm_decode(const bitm_model *model, const int32_t *ids, size_t n_id
                                  capacity, n_bytes, err);
 }
 
+bitm_status bitm_decode_rows(const bitm_model *model, const int32_t *ids, const size_t *id_ends,
+                             size_t n_rows, uint32_t skip_special_tokens, char *text,
+                             size_t capacity, size_t *text_ends, bitm_error *err)
+{
+    BITM_CHECK(n_rows == 0 || (id_ends != NULL && text_ends != NULL), BITM_ARGUMENT, err,
+               "id_ends and text_ends must be given");
+    size_t id_begin = 0, n_written = 0;
+    for (size_t r = 0; r < n_rows; r++) {
+        BITM_CHECK(id_ends[r] >= id_begin, BITM_ARGUMENT, err,
+                   "row %zu ends before ids[%zu], and begins at %zu", r, id_ends[r], id_begin);
+        size_t n_kept = n_written < capacity ? n_written : capacity, n_bytes;
+        BITM_TRY(bitm_decode(model, ids == NULL ? NULL : ids + id_begin, id_ends[r] - id_begin,
+                             skip_special_tokens, text == NULL ? NULL : text + n_kept,
+                             capacity - n_kept, &n_bytes, err));
+        id_begin = id_ends[r];
+        text_ends[r] = n_written += n_bytes;
+    }
+    return BITM_OK;
+}
+
 int32_t bitm_token_id(const bitm_model *model, const char *token, size_t n_bytes)
 {
     if (model == NULL || token == NULL || model->file.header->n_tokens == 0) return -1;

@@ -528,6 +528,18 @@ static const struct {
     {" ' ", "'"},  {" n't", "n't"}, {" 'm", "'m"},   {" do not", " don't"},
     {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"},
 };
+enum { N_CLEANING = sizeof CLEANING / sizeof CLEANING[0] };
+
+/* Whether a pattern may occur (all begin with a space); nearly no token has one. */
+static bool may_need_cleaning(const char *text, size_t n_bytes)
+{
+    for (size_t i = 0; i + 1 < n_bytes; i++) {
+        if (text[i] != ' ') continue;
+        for (size_t rule = 0; rule < N_CLEANING; rule++)
+            if (text[i + 1] == CLEANING[rule].pattern[1]) return true;
+    }
+    return false;
+}
 
 /* Replaces all occurrences, from the left, in place; returns the new length. */
 static size_t replace_all(char *text, size_t n_bytes, const char *pattern, const char *replacement)
@@ -562,7 +574,8 @@ static size_t decode_token(const char *token, size_t n_token_bytes, bool first,
     }
     memcpy(text + n_bytes, token, n_token_bytes);
     n_bytes += n_token_bytes;
-    for (size_t rule = 0; rule < sizeof CLEANING / sizeof CLEANING[0]; rule++) {
+    if (!may_need_cleaning(text, n_bytes)) return n_bytes;
+    for (size_t rule = 0; rule < N_CLEANING; rule++) {
         n_bytes = replace_all(text, n_bytes, CLEANING[rule].pattern, CLEANING[rule].replacement);
     }
     return n_bytes;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +30,20 @@ def int_array(array: IntArray, name: str) -> Int32s:
     return converted
 
 
-def pad(rows: Sequence[Int32s], filler: int) -> Int32s:
+def pad(rows: Sequence[npt.NDArray[np.integer[Any]]], filler: int) -> Int32s:
     """Joins rows of different lengths into [B, longest]."""
     padded = np.full((len(rows), max(map(len, rows))), filler, np.int32)
     for target, row in zip(padded, rows):
         target[: len(row)] = row
     return padded
+
+
+def padding_mask(rows: Sequence[Int32s]) -> Int32s | None:
+    """Returns the attention mask of padded rows, 1 in [B, longest] where a row has a value.
+
+    None, which is no padding, where all are of one length.
+    """
+    lengths = [len(row) for row in rows]
+    if min(lengths) == max(lengths):
+        return None
+    return (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int32)

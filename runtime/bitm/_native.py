@@ -187,15 +187,27 @@ class Library:
 
     def decode(self, ids: Int32s, skip_special_tokens: bool = False) -> str:
         """Returns the text of ids, as transformers' `decode` does."""
-        error, n_bytes = ffi.new("bitm_error *"), ffi.new("size_t *")
-        arguments = (self.handle, _int32s(ids), len(ids), skip_special_tokens)
+        return self.decode_rows(ids, [len(ids)], skip_special_tokens)[0]
+
+    def decode_rows(
+        self, ids: Int32s, ends: list[int], skip_special_tokens: bool = False
+    ) -> list[str]:
+        """Returns the text of every row of ids; row r ends before ids[ends[r]]."""
+        error, text_ends = ffi.new("bitm_error *"), ffi.new("size_t[]", len(ends))
+        arguments = (self.handle, _int32s(ids), ends, len(ends), skip_special_tokens)
         room = 16 * len(ids) + 16
         while True:
             text = ffi.new("char[]", room)
-            _check(lib.bitm_decode(*arguments, text, room, n_bytes, error), error)
-            if n_bytes[0] < room:
-                return str(ffi.buffer(text, n_bytes[0])[:].decode())
-            room = n_bytes[0] + 1
+            _check(lib.bitm_decode_rows(*arguments, text, room, text_ends, error), error)
+            offsets = [0, *text_ends]
+            if offsets[-1] < room:
+                data = ffi.buffer(text, offsets[-1])[:]
+                return [data[a:b].decode() for a, b in zip(offsets, offsets[1:])]
+            room = offsets[-1] + 1
+
+    def spellings(self, ids: Int32s) -> list[str]:
+        """Returns the text of each id alone."""
+        return self.decode_rows(ids, list(range(1, len(ids) + 1)))
 
     def token_id(self, token: str) -> int:
         """Returns the id of a token, -1 where the vocabulary has none of that spelling."""

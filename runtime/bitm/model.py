@@ -12,18 +12,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from bitm import _native
-from bitm._arrays import IntArray, int_array, pad
+from bitm._arrays import IntArray, int_array, pad, padding_mask
+from bitm._filling import describe, mask_positions
 from bitm._native import Floats, Int32s, Library, Session
 from bitm.errors import InputError
 from bitm.tasks import Tasks
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-Prediction = dict[str, Any]
 
 _models: weakref.WeakSet[Model] = weakref.WeakSet()
 
@@ -283,48 +281,14 @@ class Model(Tasks):
             target_ids = None if targets is None else self._target_ids(library, targets)
             most = library.properties["vocab_size"] if target_ids is None else len(target_ids)
             encoded = [library.tokenize(text) for text in texts]
-            names = [f"text {i}" for i in range(len(texts))] if len(texts) > 1 else ["the text"]
-            masks = [self._mask_positions(ids, name, library) for ids, name in zip(encoded, names)]
-            input_ids, attention_mask = pad(encoded, 0), pad([ids * 0 + 1 for ids in encoded], 0)
+            positions = mask_positions(encoded, library.properties["mask_id"])
+            # What answers leave out; runs do by the mask, also where the vocabulary has none: -1.
+            input_ids = pad(encoded, library.properties["pad_id"])
             with self._session(*input_ids.shape) as session:
                 best = session.top_k(
-                    input_ids, attention_mask, pad(masks, -1), min(top_k, most), target_ids
+                    input_ids, padding_mask(encoded), positions, min(top_k, most), target_ids
                 )
-            return [
-                self._describe(library, ids, positions, rows)
-                for ids, positions, rows in zip(encoded, masks, best)
-            ]
-
-    @staticmethod
-    def _mask_positions(ids: Int32s, name: str, library: Library) -> Int32s:
-        positions = np.flatnonzero(ids == library.properties["mask_id"]).astype(np.int32)
-        if len(positions) == 0:
-            raise InputError(f"{name} has no mask token", 61, "NO_MASK")
-        return positions
-
-    @staticmethod
-    def _describe(
-        library: Library, ids: Int32s, positions: Int32s, rows: npt.NDArray[Any]
-    ) -> list[Any]:
-        """The pipeline's dictionaries of one text."""
-        single = len(positions) == 1
-        described: list[list[Prediction]] = []
-        for position, row in zip(positions, rows):
-            filled = ids.copy()
-            predictions: list[Prediction] = []
-            for score, token in row.tolist():
-                filled[position] = token
-                kept = filled[filled != library.properties["pad_id"]]
-                predictions.append(
-                    {
-                        "score": score,
-                        "token": token,
-                        "token_str": library.decode(np.array([token], np.int32)),
-                        "sequence": library.decode(kept, skip_special_tokens=single),
-                    }
-                )
-            described.append(predictions)
-        return described[0] if single else described
+            return describe(library, input_ids, positions, best)
 
     @staticmethod
     def _target_ids(library: Library, targets: str | Sequence[str]) -> Int32s:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitm import _answering, _native, _tagging
-from bitm._arrays import IntArray, pad
+from bitm._arrays import IntArray, pad, padding_mask
 from bitm._native import Floats, Int32s, Library, Spans
 from bitm.errors import InputError
 
@@ -276,17 +276,17 @@ class Tasks(abc.ABC):
         ]
         encoded = [_Encoded(whole.ids[p], whole.types[p], whole.spans[p]) for p in places]
         logits = self.logits(*_batch(library, encoded))
-        spelling = _spellings(library, whole.ids)
+        words = library.spellings(whole.ids)
+        continues = np.array([word.startswith("##") for word in words], np.bool_)
         windows = []
-        for part, rows, (begin, end) in zip(encoded, logits, parts):
+        for part, rows, place, (begin, end) in zip(encoded, logits, places, parts):
             of_context = slice(first, first + end - begin)
-            words = [spelling[token] for token in part.ids[of_context].tolist()]
             windows.append(
                 _answering.Window(
                     logits=rows[: len(part.ids)],
                     first=first,
                     spans=part.spans[of_context],
-                    continues=np.array([word.startswith("##") for word in words], np.bool_),
+                    continues=continues[place][of_context],
                 )
             )
         return windows
@@ -332,7 +332,7 @@ def _encode(library: Library, text: str, pair: str | None) -> _Encoded:
     return _Encoded(ids, types, spans)
 
 
-def _batch(library: Library, encoded: Sequence[_Encoded]) -> tuple[Int32s, Int32s, Int32s]:
+def _batch(library: Library, encoded: Sequence[_Encoded]) -> tuple[Int32s, Int32s | None, Int32s]:
     """Returns input_ids, attention_mask and token_type_ids [B, S]."""
     most = library.properties["max_positions"]
     for i, text in enumerate(encoded):
@@ -343,36 +343,28 @@ def _batch(library: Library, encoded: Sequence[_Encoded]) -> tuple[Int32s, Int32
                 60,
                 "TOO_LONG",
             )
-    return (
-        pad([text.ids for text in encoded], 0),
-        pad([np.ones_like(text.ids) for text in encoded], 0),
-        pad([text.types for text in encoded], 0),
-    )
-
-
-def _spellings(library: Library, ids: Int32s) -> dict[int, str]:
-    return {i: library.decode(np.array([i], np.int32)) for i in set(ids.tolist())}
+    ids = [text.ids for text in encoded]
+    return pad(ids, 0), padding_mask(ids), pad([text.types for text in encoded], 0)
 
 
 def _tokens(
     library: Library, text: str, encoded: _Encoded, scores: Floats
 ) -> Iterator[_tagging.Token]:
     """The tokens of a text without the [CLS] and [SEP] around them."""
-    spelling = _spellings(library, encoded.ids)
+    words = library.spellings(encoded.ids)
     begin = int(library.properties["cls_id"] >= 0)
     end = len(encoded.ids) - int(library.properties["sep_id"] >= 0)
     for index in range(begin, end):
-        token = int(encoded.ids[index])
         first, last = encoded.spans[index].tolist()
         source = text[first:last]
-        is_known = token != library.properties["unk_id"]
+        is_known = bool(encoded.ids[index] != library.properties["unk_id"])
         yield _tagging.Token(
-            word=spelling[token] if is_known else source,
+            word=words[index] if is_known else source,
             scores=scores[index],
             place=index,
             start=first,
             end=last,
-            is_subword=is_known and len(spelling[token]) != len(source),
+            is_subword=is_known and len(words[index]) != len(source),
         )
 
 

@@ -118,6 +118,8 @@ static void test_null_arguments(checks *c, const fixture *f)
     bitm_session *none = NULL;
     bitm_error error;
     size_t n = 0;
+    const size_t end = 1, falling_ends[2] = {1, 0};
+    size_t text_ends[2];
     int32_t id = 0;
     float x = 0;
     char text[8];
@@ -143,6 +145,12 @@ static void test_null_arguments(checks *c, const fixture *f)
         bitm_decode(f->model, NULL, 1, 0, text, sizeof text, &n, &error),
         bitm_decode(f->model, &id, 1, 0, NULL, 1, &n, &error),
         bitm_decode(f->model, &id, 1, 0, text, sizeof text, NULL, &error),
+        bitm_decode_rows(NULL, &id, &end, 1, 0, text, sizeof text, &n, &error),
+        bitm_decode_rows(f->model, NULL, &end, 1, 0, text, sizeof text, &n, &error),
+        bitm_decode_rows(f->model, &id, NULL, 1, 0, text, sizeof text, &n, &error),
+        bitm_decode_rows(f->model, &id, &end, 1, 0, NULL, 1, &n, &error),
+        bitm_decode_rows(f->model, &id, &end, 1, 0, text, sizeof text, NULL, &error),
+        bitm_decode_rows(f->model, &id, falling_ends, 2, 0, text, sizeof text, text_ends, &error),
         bitm_session_bytes(NULL, NULL, &n, &error),
         bitm_session_bytes(f->model, NULL, NULL, &error),
         bitm_session_create(NULL, NULL, &none, &error),
@@ -473,6 +481,39 @@ static void test_fill_mask(checks *c, const fixture *f)
     }
 }
 
+static void test_decode_rows(checks *c, const fixture *f)
+{
+    int32_t three[3];
+    size_t n_ids, ends[4] = {1, 1, 3, 3}, text_ends[4];
+    /* Of the rows "[CLS]", "", "[MASK] [SEP]", "". */
+    static const char expected[] = "[CLS][MASK] [SEP]";
+    enum { N_BYTES = sizeof expected - 1 };
+    char text[N_BYTES + 3];
+    bitm_error error = {0};
+    CHECK_STATUS(c, BITM_OK, &error,
+                 bitm_tokenize(f->model, "[MASK]", 6, three, NULL, 3, &n_ids, &error));
+    for (size_t capacity = 0; capacity <= sizeof text; capacity++) {
+        for (size_t i = 0; i < sizeof text; i++)
+            text[i] = '#';
+        CHECK_STATUS(
+            c, BITM_OK, &error,
+            bitm_decode_rows(f->model, three, ends, 4, 0, text, capacity, text_ends, &error));
+        CHECK(c, text_ends[0] == 5 && text_ends[1] == 5);
+        CHECK(c, text_ends[2] == N_BYTES && text_ends[3] == N_BYTES);
+        size_t n_kept = capacity > N_BYTES ? N_BYTES : capacity - (capacity > 0);
+        CHECK(c, memcmp(text, expected, n_kept) == 0);
+        CHECK(c, capacity == 0 || text[n_kept] == '\0');
+        for (size_t i = capacity; i < sizeof text; i++)
+            CHECK(c, text[i] == '#');
+    }
+    CHECK_STATUS(c, BITM_OK, &error,
+                 bitm_decode_rows(f->model, NULL, NULL, 0, 0, NULL, 0, NULL, &error));
+    three[2] = -1;
+    CHECK_STATUS(
+        c, BITM_TOKEN, &error,
+        bitm_decode_rows(f->model, three, ends, 4, 0, text, sizeof text, text_ends, &error));
+}
+
 /* Each kernel that this machine has, forced: it is the one chosen, and the logits stay the same. */
 static void test_every_kernel(checks *c, const fixture *f)
 {
@@ -535,6 +576,7 @@ int main(void)
         test_concurrency(&c, &f, true);
         test_one_answer(&c, &f);
         test_fill_mask(&c, &f);
+        test_decode_rows(&c, &f);
         test_every_kernel(&c, &f);
         test_forced_kernels(&c, &f);
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bitm._arrays import pad
+from bitm._arrays import pad, padding_mask
 from bitm._native import softmax
 from bitm.errors import InputError
 from bitm.evaluation.masked_lm import Progress, encode
@@ -89,9 +89,8 @@ def evaluate(
     seconds = 0.0
     for begin in range(0, len(rows), batch):
         group = encoded[begin : begin + batch]
-        attention_mask = pad([np.ones_like(ids) for ids in group], 0)
         start = time.perf_counter()
-        of_group = model.logits(pad(group, 0), attention_mask)
+        of_group = model.logits(pad(group, 0), padding_mask(group))
         seconds += time.perf_counter() - start
         if problem == _ONE_LOGIT:  # label 0 has the logit 0
             of_group = np.concatenate([np.zeros_like(of_group[:, :1]), of_group[:, :1]], axis=1)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitm._arrays import pad
+from bitm._arrays import pad, padding_mask
 from bitm._native import Floats, Int32s
 from bitm.evaluation.masking import Int8s, Masking, Query
 from bitm.evaluation.statistics import Floats64
@@ -138,14 +138,13 @@ def _batches(queries: Sequence[Query], most: int, most_rows: int) -> Iterator[li
 
 def _logits(model: Model, queries: Sequence[Query]) -> list[Floats]:
     """Returns the logits of every query, float32 [p, V]."""
-    input_ids = pad([query.input_ids for query in queries], 0)
-    attention_mask = pad([np.ones_like(query.input_ids) for query in queries], 0)
+    ids = [query.input_ids for query in queries]
     n_masks = [len(query.positions) for query in queries]
     # A position of -1 asks for nothing; there is at least one column.
     positions = np.full((len(queries), max(1, *n_masks)), -1, np.int32)
     for row, query in zip(positions, queries):
         row[: len(query.positions)] = query.positions
-    logits = model.logits(input_ids, attention_mask, positions=positions)
+    logits = model.logits(pad(ids, 0), padding_mask(ids), positions=positions)
     return [rows[:n] for rows, n in zip(logits, n_masks)]
 
 
