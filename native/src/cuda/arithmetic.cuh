@@ -96,12 +96,18 @@ static __device__ inline uint32_t transpose_nibbles_8(uint32_t x)
     return exchange_bits(x, 1, 4, 0x0F0F0F0Fu);
 }
 
+/* Of 4 neighbouring threads, thread t gets byte t of each. */
+static __device__ inline uint32_t transpose_bytes_4(uint32_t x)
+{
+    x = exchange_bits(x, 2, 16, 0x0000FFFFu);
+    return exchange_bits(x, 1, 8, 0x00FF00FFu);
+}
+
 /* Of 4 neighbouring threads, thread t gets byte t of each, of whose four pairs of bits the word
  * then has the first ones in its lowest byte, and so on. */
 static __device__ inline uint32_t transpose_pairs_4(uint32_t x)
 {
-    x = exchange_bits(x, 2, 16, 0x0000FFFFu);
-    x = exchange_bits(x, 1, 8, 0x00FF00FFu);
+    x = transpose_bytes_4(x);
     uint32_t odd = (x ^ x >> 6) & 0x00CC00CCu;
     x ^= odd ^ odd << 6;
     uint32_t upper = (x ^ x >> 12) & 0x0000F0F0u;

@@ -97,21 +97,12 @@ static __device__ inline void multiply_head(const Product &p, const uint4 *input
     }
     weights += threadIdx.x / WARP * 2 * n * TILE_ROWS;
     for (uint32_t first = 0; first < n; first += 2) {
-        uint32_t codes[2][4][4]; /* the second ones expanded while the first are multiplied */
 #pragma unroll
-        for (uint32_t i = 0; i < 2; i++) {
-            uint32_t piece = first + i;
-            expand_weights(weights + piece * TILE_ROWS, n * TILE_ROWS, codes[i]);
-            wgmma_fence();
-#pragma unroll
-            for (uint32_t k = 0; k < 4; k++) {
-                uint64_t b = tile_descriptor(inputs + (piece * BYTES_PIECES + k * 2) * TILE_ROWS,
-                                             p.n_input_pieces);
-                wgmma_bytes_64<SIGNED>(acc, codes[i][k], b);
-            }
-            wgmma_commit();
-        }
-        wgmma_wait<0>(); /* the registers of the codes are the next pair's */
+        for (uint32_t i = 0; i < 2; i++)
+            multiply_piece<SIGNED, BLOCK_64>(weights + (first + i) * TILE_ROWS, n * TILE_ROWS,
+                                             inputs + (first + i) * BYTES_PIECES * TILE_ROWS,
+                                             p.n_input_pieces, i != 0, acc);
+        wgmma_wait<0>(); /* none is under way at a loop's end: see multiply_piece */
     }
 }
 

@@ -59,11 +59,6 @@ static inline bitm_input_form form_of(const Work &w, const Branch &branch)
     return bitm_inputs_form((bitm_activations)w.session->limits.activations, branch.host);
 }
 
-static inline bool are_bytes(bitm_input_form form)
-{
-    return form == BITM_INPUT_I8 || form == BITM_INPUT_I16;
-}
-
 /* The inputs of a branch in a place, and how to encode x for them. */
 void plan_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n,
                  const Encoded *place, Inputs *inputs, Encoding *e);

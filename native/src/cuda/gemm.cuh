@@ -48,12 +48,6 @@ static __device__ inline void stage(const uint4 *from, uint32_t row, uint32_t n_
     }
 }
 
-/* Four bits, from the lowest, as four bytes of 0 or 1. */
-static __device__ inline uint32_t bytes_of_bits(uint32_t bits)
-{
-    return ((bits & 15) * 0x00204081u) & 0x01010101u;
-}
-
 #if BITM_HAS_MMA_BITS
 static __device__ inline void mma_bits(int32_t c[4], const uint32_t a[4], const uint32_t b[2])
 {
@@ -163,9 +157,9 @@ static __device__ inline void multiply_bytes(Accumulators &acc, const uint4 *inp
         uint32_t a[2][4], b[4][2];
         gather_inputs(inputs, piece, a);
         for (int j = 0; j < 4; j++) {
-            uint32_t bits = staged_word(weights, 1, j * 8 + group, 0, piece / 2) >> word * 4;
-            b[j][0] = bytes_of_bits(bits);
-            b[j][1] = bytes_of_bits(bits >> 16);
+            uint32_t bits = staged_word(weights, 1, j * 8 + group, 0, word);
+            b[j][0] = bytes_of_weights(bits, piece);
+            b[j][1] = bytes_of_weights(bits, piece + 1);
         }
         for (int i = 0; i < 2; i++)
             for (int j = 0; j < 4; j++)
@@ -175,8 +169,8 @@ static __device__ inline void multiply_bytes(Accumulators &acc, const uint4 *inp
             uint32_t b[4][2];
             for (int j = 0; j < 4; j++)
                 for (int c = 0; c < 2; c++)
-                    b[j][c] = bytes_of_bits(
-                        staged_word(weights, 1, j * 8 + word * 2 + c, 0, piece / 2) >> k * 4);
+                    b[j][c] = bytes_of_weights(
+                        staged_word(weights, 1, j * 8 + word * 2 + c, 0, k % 4), piece + k / 4);
             for (int i = 0; i < 2; i++)
                 for (int half = 0; half < 2; half++) {
                     uint32_t x = staged_word(inputs, GEMM_PIECES, i * 16 + half * 8 + group,

@@ -34,7 +34,6 @@ template <int N16, int TOKENS_, int WARPGROUPS, bool BYTES_> struct NormShape {
         STAGES = ROW * TOKENS * 4 / (STAGE_PIECES * PIECE_BYTES) + 1, /* results fit */
         STAGE_BYTES = STAGES * STAGE_PIECES * PIECE_BYTES,
         SHARED_BYTES = STAGE_BYTES > FLOATS * 4 ? STAGE_BYTES : FLOATS * 4,
-        BUFFERS = TILES * TOKENS > 192 ? 1 : 2, /* of expanded weights, as registers allow */
         BLOCKS = THREADS == 256 && TILES * TOKENS <= 192 ? 2 : 1, /* of a multiprocessor */
     };
 };
@@ -63,7 +62,6 @@ static __device__ inline void multiply_norm_stage(const uint4 *stage,
 {
     const uint4 *inputs = stage + S::N * S::WEIGHT_PIECES;
     const uint4 *weights = stage + threadIdx.x / 128 * S::TILES * 64 * S::WEIGHT_PIECES;
-    uint32_t codes[S::BUFFERS][4][4]; /* of weights: expanded while those before are multiplied */
 #pragma unroll
     for (int tile = 0; tile < S::TILES; tile++, weights += 64 * S::WEIGHT_PIECES) {
         if (!S::BYTES) {
@@ -71,16 +69,8 @@ static __device__ inline void multiply_norm_stage(const uint4 *stage,
             wgmma_bits_of<S::TOKENS>(acc[tile], tile_descriptor(weights, S::WEIGHT_PIECES),
                                      tile_descriptor(inputs, S::INPUT_PIECES));
         } else {
-            uint32_t(*a)[4] = codes[tile % S::BUFFERS];
-            wgmma_wait<S::BUFFERS - 1>(); /* a is free */
-            expand_weights(weights + threadIdx.x % 128 / WARP * 16, TILE_ROWS, a);
-            wgmma_fence();
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                uint64_t b = tile_descriptor(inputs + k * 2 * TILE_ROWS, S::INPUT_PIECES);
-                wgmma_bytes_of<SIGNED, S::TOKENS>(acc[tile], a[k], b);
-            }
-            wgmma_commit();
+            multiply_piece<SIGNED, S::TOKENS>(weights + threadIdx.x % 128 / WARP * 16, TILE_ROWS,
+                                              inputs, S::INPUT_PIECES, tile != 0, acc[tile]);
         }
     }
     if (!S::BYTES) wgmma_commit();

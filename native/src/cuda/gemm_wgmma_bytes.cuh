@@ -37,31 +37,34 @@ static __device__ inline void fetch_bytes_stage(const Product &p, uint32_t numbe
         to + WGMMA_TOKENS * BYTES_PIECES);
 }
 
-/* A warp's part of the left operand, of 16 rows x 128 columns: a[k] for columns from 32 k.  The
- * last 8 of the rows are `next` pieces on. */
-static __device__ inline void expand_weights(const uint4 *rows, uint32_t next, uint32_t a[4][4])
+/* acc [64 outputs, N tokens] += a piece of weights x BYTES_PIECES pieces of codes, which begin at
+ * `codes` in tiles of `pieces`.  rows: of a warp's 16 outputs; the last 8 are `next` pieces on.
+ * The bytes of 32 columns are made while those before are multiplied: of both no more is held in
+ * registers, since without room for them nvcc lets every product wait for the one before. */
+template <bool SIGNED, int N>
+static __device__ inline void multiply_piece(const uint4 *rows, uint32_t next, const uint4 *codes,
+                                             uint32_t pieces, const bool waits, int32_t *acc)
 {
-    uint32_t shift = threadIdx.x % 4 * 4, row = threadIdx.x % WARP / 4;
-    uint4 bits[2] = {rows[row], rows[next + row]};
-    const uint32_t words[2][4] = {{bits[0].x, bits[0].y, bits[0].z, bits[0].w},
-                                  {bits[1].x, bits[1].y, bits[1].z, bits[1].w}};
+    const uint32_t *words = (const uint32_t *)rows + threadIdx.x % WARP;
+    uint32_t first = words[0], last = words[next * 4], weights[2][4];
 #pragma unroll
-    for (int k = 0; k < 4; k++)
+    for (int k = 0; k < 4; k++) {
+        uint32_t *a = weights[k % 2];
+        if (k > 1 || waits) wgmma_wait<1>(); /* a is free */
 #pragma unroll
         for (int r = 0; r < 4; r++)
-            a[k][r] = bytes_of_bits(words[r % 2][k] >> shift >> (r / 2 * 16));
+            a[r] = bytes_of_weights(r % 2 == 0 ? first : last, k * 2 + r / 2);
+        wgmma_fence();
+        wgmma_bytes_of<SIGNED, N>(acc, a, tile_descriptor(codes + k * 2 * TILE_ROWS, pieces));
+        wgmma_commit();
+    }
 }
 
 template <bool SIGNED>
 static __device__ inline void multiply_bytes_stage(const uint4 *stage, int32_t acc[64])
 {
-    uint32_t a[4][4];
-    expand_weights(stage + WGMMA_TOKENS * BYTES_PIECES + threadIdx.x / WARP * 16, TILE_ROWS, a);
-    wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < 4; k++)
-        wgmma_bytes<SIGNED>(acc, a[k], tile_descriptor(stage + k * 2 * TILE_ROWS, BYTES_PIECES));
-    wgmma_commit();
+    const uint4 *weights = stage + WGMMA_TOKENS * BYTES_PIECES + threadIdx.x / WARP * 16;
+    multiply_piece<SIGNED, WGMMA_TOKENS>(weights, TILE_ROWS, stage, BYTES_PIECES, false, acc);
 }
 
 template <bool SIGNED>

@@ -154,7 +154,9 @@ template <int N> static __device__ inline void wgmma_bits_of(int32_t *d, uint64_
 template <bool SIGNED, int N>
 static __device__ inline void wgmma_bytes_of(int32_t *d, const uint32_t a[4], uint64_t b)
 {
-    if (N == 64)
+    if (N == 128)
+        wgmma_bytes<SIGNED>(d, a, b);
+    else if (N == 64)
         wgmma_bytes_64<SIGNED>(d, a, b);
     else
         wgmma_bytes_32<SIGNED>(d, a, b);

@@ -32,6 +32,11 @@ bitm_status fail(cudaError_t error, const char *what, bitm_error *err);
         if (try_error_ != cudaSuccess) return ::bitm::fail(try_error_, what, err);                 \
     } while (0)
 
+static inline bool are_bytes(bitm_input_form form)
+{
+    return form == BITM_INPUT_I8 || form == BITM_INPUT_I16;
+}
+
 /* A branch of a linear: pointers into the device's memory. */
 struct Branch {
     const bitm_branch *host;

@@ -57,7 +57,8 @@ static Matrix matrix_of(const bitm_device_model *model, const bitm_matrix &matri
 /* Planes [n_planes, rows, words] of the file to tiles [n_planes, padded rows, n_pieces]; bit1 has the
  * plane of positive weights; tern positive, then nonzero, where the file has nonzero first. */
 static __global__ void pack_kernel(const uint64_t *from, uint32_t n_planes, uint32_t rows,
-                            uint32_t n_words, uint32_t padded_rows, uint32_t n_pieces, uint4 *to)
+                            uint32_t n_words, uint32_t padded_rows, uint32_t n_pieces,
+                            bool for_bytes, uint4 *to)
 {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     uint32_t piece = (uint32_t)(i % n_pieces), row = (uint32_t)(i / n_pieces % padded_rows);
@@ -70,6 +71,7 @@ static __global__ void pack_kernel(const uint64_t *from, uint32_t n_planes, uint
         words[w * 2] = (uint32_t)source[piece * 2 + w];
         words[w * 2 + 1] = (uint32_t)(source[piece * 2 + w] >> 32);
     }
+    if (for_bytes) order_for_bytes(words);
     to[(size_t)plane * padded_rows * n_pieces + piece_place(row, piece, n_pieces)] =
         make_uint4(words[0], words[1], words[2], words[3]);
 }
@@ -125,7 +127,8 @@ static void bind_linear(bitm_device_model *model, const bitm_linear &host, bitm_
         to.planes = planes;
         BITM_LAUNCH(pack_kernel, (uint32_t)((n + 255) / 256), 256, 0, 0,
                     (const uint64_t *)to.weight.data, to.n_planes, host.rows,
-                    (host.columns + 63) / 64, padded_rows(host.rows), to.n_pieces, planes);
+                    (host.columns + 63) / 64, padded_rows(host.rows), to.n_pieces,
+                    are_bytes(bitm_inputs_form(BITM_ACTIVATIONS_INT8, &from)), planes);
         to.row_ones = ones;
         BITM_LAUNCH(count_ones_kernel, ceil_div(host.rows, 256), 256, 0, 0, planes, host.rows,
                     to.n_pieces, ones);

@@ -3,8 +3,11 @@
  * Operands of products lie in tiles of 8 rows by 16 bytes (128 bits, or 16 int8 codes), 128
  * consecutive bytes each: a tile is what ldmatrix, mma and wgmma read at once, free of bank
  * conflicts and without a swizzle, and 16-byte pieces are what every other kernel wants too.  Tiles
- * of the same 8 rows are neighbours.  Columns are padded with zeros to a whole
- * number of pairs of tiles. */
+ * of the same 8 rows are neighbours.  Columns are padded with zeros to a whole number of pairs of
+ * tiles.
+ *
+ * Weights that are multiplied with bytes have their bits in another order, so that few instructions
+ * make bytes of 0 and 1 where products want them: see bytes_of_weights. */
 #ifndef BITM_CUDA_OPERANDS_CUH
 #define BITM_CUDA_OPERANDS_CUH
 
@@ -42,6 +45,26 @@ static __host__ __device__ inline uint32_t pieces_of_bytes(uint32_t n)
 static __host__ __device__ inline size_t piece_place(size_t row, uint32_t piece, uint32_t n_pieces)
 {
     return (row / TILE_ROWS * n_pieces + piece) * TILE_ROWS + row % TILE_ROWS;
+}
+
+/* Weights of 4 of the 16 columns from 16 * unit on, as bytes; the piece's word number `word` has those
+ * from 4 * word on, of every unit. */
+static __device__ inline uint32_t bytes_of_weights(uint32_t word, uint32_t unit)
+{
+    return word >> unit & 0x01010101u;
+}
+
+/* A piece of weights in that order: words [4], in the order of columns before. */
+static __device__ inline void order_for_bytes(uint32_t words[4])
+{
+    uint32_t ordered[4] = {0, 0, 0, 0};
+    for (uint32_t word = 0; word < 4; word++)
+        for (uint32_t unit = 0; unit < 8; unit++) {
+            uint32_t bits = words[unit / 2] >> (unit % 2 * 16 + word * 4) & 15;
+            ordered[word] |= (bits * 0x00204081u & 0x01010101u) << unit;
+        }
+    for (uint32_t word = 0; word < 4; word++)
+        words[word] = ordered[word];
 }
 
 /* A table or a matrix as it lies in the file, for single elements. */

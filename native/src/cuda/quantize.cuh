@@ -377,15 +377,22 @@ static __device__ inline int32_t encode_bytes(const Encoding &e, size_t token, u
     for (int i = 0; i < N16; i++)
         greatest = greater_abs(greatest, values[i]);
     float factor = free_factor(warp_max<LANES>(greatest), max_code, step);
-    uint8_t *low = (uint8_t *)(e.planes + piece_place(token, 0, e.n_pieces)) + l;
-    uint8_t *high = low + e.plane_stride * PIECE_BYTES;
+    uint32_t *low = (uint32_t *)(e.planes + piece_place(token, l % 4, e.n_pieces)) + l / 4;
+    uint32_t *high = low + e.plane_stride * 4;
     int32_t sum = 0;
 #pragma unroll
-    for (int i = 0; i < N16; i++) {
-        int32_t code = free_code(values[i], factor, max_code);
-        sum += code;
-        low[i * TILE_ROWS * PIECE_BYTES] = (uint8_t)code;
-        if (e.form == FORM_I16) high[i * TILE_ROWS * PIECE_BYTES] = (uint8_t)(code >> 8);
+    for (int i = 0; i < N16; i += 4) { /* four pieces, of each of which a thread gets a word */
+        int32_t c[4];
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            c[k] = free_code(values[i + k], factor, max_code);
+            sum += c[k];
+        }
+        size_t place = (size_t)i * TILE_ROWS * 4;
+        low[place] = transpose_bytes_4(four_bytes(c[0], c[1], c[2], c[3]));
+        if (e.form == FORM_I16)
+            high[place] =
+                transpose_bytes_4(four_bytes(c[0] >> 8, c[1] >> 8, c[2] >> 8, c[3] >> 8));
     }
     return sum;
 }
