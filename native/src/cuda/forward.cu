@@ -174,6 +174,9 @@ static void run_layer(const Work &w, const Layer &layer, const Layer *after, Inp
     if (writes_bits)
         run_linear_to_bits(w, layer.intermediate, x, config->hidden_activation, layer.output,
                            &of_inner, &of_output);
+    else if (can_encode_in_parts(w, layer.intermediate, layer.output))
+        run_linear_encoded(w, layer.intermediate, x, config->hidden_activation, layer.output,
+                           &of_inner, &of_output);
     else
         run_linear(w, layer.intermediate, x, config->hidden_activation, b.intermediate, &of_inner);
     run_linear_norm(w, layer.output, b.intermediate, &of_output, layer.output_norm,

@@ -63,6 +63,11 @@ static inline bitm_input_form form_of(const Work &w, const Branch &branch)
 void plan_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n,
                  const Encoded *place, Inputs *inputs, Encoding *e);
 
+void encode(const Work &w, const Encoding &e);
+
+/* Whether what is encoded for a linear is x itself, as bytes by the runtime's own quantizer. */
+bool takes_free_codes(const Work &w, const Linear &linear);
+
 /* See bitm_inputs_make of inputs.c. */
 void make_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n, Inputs *inputs);
 
@@ -121,6 +126,14 @@ void run_linear(const Work &w, const Linear &linear, const float *x, uint32_t ac
 /* The same, its inputs made anew. */
 void linear(const Work &w, const Linear &linear, const float *x, uint32_t activation,
             float *outputs);
+
+/* Whether the results of a linear can be encoded for the next one some tokens at a time. */
+bool can_encode_in_parts(const Work &w, const Linear &linear, const Linear &next);
+
+/* next's inputs = activation(linear(x)), where can_encode_in_parts: of as many tokens at a time as
+ * keep the floats between the two in the GPU's cache. */
+void run_linear_encoded(const Work &w, const Linear &linear, const float *x, uint32_t activation,
+                        const Linear &next, Inputs *inputs, Inputs *next_inputs);
 
 /* Whether a product can write its outputs as the inputs of the next linear, in bits alone. */
 bool can_write_bits(const Work &w, const Linear &linear, uint32_t activation, const Linear &next);

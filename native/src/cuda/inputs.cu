@@ -107,26 +107,26 @@ void plan_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n
 
 template <int N> static void launch_encode_rows(const Work &w, const Encoding &e)
 {
-    BITM_LAUNCH(encode_rows_kernel<N>, ceil_div(w.n_tokens, WARPS_A_BLOCK), QUANTIZE_THREADS, 0,
+    BITM_LAUNCH(encode_rows_kernel<N>, e.n_tokens / ROWS_A_BLOCK, QUANTIZE_THREADS, 0,
                 w.session->stream, e);
 }
 
-static void encode(const Work &w, const Encoding &e)
+void encode(const Work &w, const Encoding &e)
 {
     bool in_rows = e.quantizer.kind == KIND_NONE && are_bytes((bitm_input_form)e.form);
     uint32_t n = in_rows ? e.n : 0;
     if (n == 512)
-        launch_encode_rows<4>(w, e);
+        launch_encode_rows<2>(w, e);
     else if (n == 768)
-        launch_encode_rows<6>(w, e);
+        launch_encode_rows<3>(w, e);
     else if (n == 1024)
-        launch_encode_rows<8>(w, e);
+        launch_encode_rows<4>(w, e);
     else if (n == 2048)
-        launch_encode_rows<16>(w, e);
+        launch_encode_rows<8>(w, e);
     else if (n == 3072)
-        launch_encode_rows<24>(w, e);
+        launch_encode_rows<12>(w, e);
     else
-        BITM_LAUNCH(encode_kernel, ceil_div(w.n_tokens, WARPS_A_BLOCK), QUANTIZE_THREADS, 0,
+        BITM_LAUNCH(encode_kernel, ceil_div(e.n_tokens, WARPS_A_BLOCK), QUANTIZE_THREADS, 0,
                     w.session->stream, e);
 }
 
@@ -174,6 +174,12 @@ static bool takes_x(const Branch &branch)
     return branch.rms_gain == NULL && branch.column_scale == NULL && branch.column_offset == NULL;
 }
 
+bool takes_free_codes(const Work &w, const Linear &linear)
+{
+    const Branch &branch = linear.branches[0];
+    return branch.quantizer.kind == KIND_NONE && takes_x(branch) && are_bytes(form_of(w, branch));
+}
+
 bool can_follow_in_parts(const Work &w, const Linear &linear)
 {
     const Branch &branch = linear.branches[0];
@@ -186,10 +192,7 @@ bool can_follow_in_parts(const Work &w, const Linear &linear)
 /* The same of a kernel that has whole rows: bytes too, by the runtime's own quantizer. */
 static bool can_follow(const Work &w, const Linear &linear)
 {
-    const Branch &branch = linear.branches[0];
-    bool is_free =
-        branch.quantizer.kind == KIND_NONE && takes_x(branch) && are_bytes(form_of(w, branch));
-    return is_free || can_follow_in_parts(w, linear);
+    return takes_free_codes(w, linear) || can_follow_in_parts(w, linear);
 }
 
 bool is_in_registers(uint32_t n)

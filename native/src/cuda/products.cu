@@ -130,20 +130,12 @@ Product product_of(const Work &w, const Branch *branch, const Inputs &inputs, ui
     return p;
 }
 
-static void run_product(const Work &w, const Branch *branch, const Inputs &inputs, uint32_t columns,
-                        const Epilogue &epilogue, const Encoding *encoding)
+/* A product of integers; its results leave by the encoding, unless that is NULL. */
+static void launch_with_epilogue(const Work &w, const Product &p, bool bytes,
+                                 const Encoding *encoding)
 {
     cudaStream_t stream = w.session->stream;
-    uint32_t rows = branch->weight.rows;
-    if (inputs.form == BITM_INPUT_FLOAT) {
-        FloatProduct p = {branch->weight, inputs.floats, w.n_tokens, epilogue};
-        dim3 grid(ceil_div(rows, FLOAT_OUTPUTS), ceil_div(w.n_tokens, FLOAT_TOKENS));
-        BITM_LAUNCH(gemm_float_kernel, grid, FLOAT_THREADS, 0, stream, p);
-        return;
-    }
-    Product p = product_of(w, branch, inputs, columns);
-    p.epilogue = epilogue;
-    bool bytes = are_bytes(inputs.form);
+    const Epilogue &epilogue = p.epilogue;
     bool wgmma = w.session->model->has_wgmma != 0;
     bool plain = epilogue.row_offset == NULL && epilogue.row_base == NULL && !epilogue.accumulate;
     Encoding none = {};
@@ -157,6 +149,21 @@ static void run_product(const Work &w, const Branch *branch, const Inputs &input
         launch_product<EPILOGUE_GELU>(p, none, bytes, wgmma, stream);
     else
         launch_product<EPILOGUE_ANY>(p, none, bytes, wgmma, stream);
+}
+
+static void run_product(const Work &w, const Branch *branch, const Inputs &inputs, uint32_t columns,
+                        const Epilogue &epilogue, const Encoding *encoding)
+{
+    uint32_t rows = branch->weight.rows;
+    if (inputs.form == BITM_INPUT_FLOAT) {
+        FloatProduct p = {branch->weight, inputs.floats, w.n_tokens, epilogue};
+        dim3 grid(ceil_div(rows, FLOAT_OUTPUTS), ceil_div(w.n_tokens, FLOAT_TOKENS));
+        BITM_LAUNCH(gemm_float_kernel, grid, FLOAT_THREADS, 0, w.session->stream, p);
+        return;
+    }
+    Product p = product_of(w, branch, inputs, columns);
+    p.epilogue = epilogue;
+    launch_with_epilogue(w, p, are_bytes(inputs.form), encoding);
 }
 
 Epilogue epilogue_of(const Branch *branch, const Inputs &inputs, uint32_t activation,
@@ -185,6 +192,56 @@ void run_linear(const Work &w, const Linear &linear, const float *x, uint32_t ac
         Epilogue e = epilogue_of(branch, *inputs, last ? activation : 0, outputs);
         e.accumulate = i > 0;
         run_product(w, branch, *inputs, linear.columns, e, NULL);
+    }
+}
+
+/* The part of a product and of the encoding of its results that n tokens from `first` on have. */
+static void take_part(uint32_t first, uint32_t n, Product *p, Encoding *e)
+{
+    TokenFacts &facts = p->epilogue.tokens;
+    p->inputs += piece_place(first, 0, p->n_input_pieces);
+    p->n_tokens = e->n_tokens = n;
+    if (p->n_nonzero != NULL) p->n_nonzero += first;
+    facts.step += first;
+    facts.sum += first;
+    facts.base += first;
+    facts.code_sum += first;
+    e->planes += piece_place(first, 0, e->n_pieces);
+    e->step += first;
+    e->base += first;
+    e->sum += first;
+    e->code_sum += first;
+    e->n_nonzero += first;
+}
+
+bool can_encode_in_parts(const Work &w, const Linear &linear, const Linear &next)
+{
+    return is_plain_product(w, linear) && next.n_branches == 1 && takes_free_codes(w, next);
+}
+
+/* Floats that stay in the second cache of a large GPU (50 MB) until they are encoded. */
+enum { CACHED_BYTES = 36 << 20 };
+
+void run_linear_encoded(const Work &w, const Linear &linear, const float *x, uint32_t activation,
+                        const Linear &next, Inputs *inputs, Inputs *next_inputs)
+{
+    const Branch *branch = &linear.branches[0];
+    float *outputs = w.session->buffers.intermediate;
+    Encoding encoding;
+    make_inputs(w, branch, x, linear.columns, inputs);
+    plan_inputs(w, &next.branches[0], outputs, next.columns, &w.session->buffers.encoded[LATER],
+                next_inputs, &encoding);
+    Product product = product_of(w, branch, *inputs, linear.columns);
+    product.epilogue = epilogue_of(branch, *inputs, activation, outputs);
+    uint32_t most = CACHED_BYTES / (linear.rows * sizeof(float)) / TOKEN_BLOCK * TOKEN_BLOCK;
+    uint32_t n_parts = ceil_div(w.n_tokens, most);
+    uint32_t n = ceil_div(w.n_tokens / TOKEN_BLOCK, n_parts) * TOKEN_BLOCK;
+    for (uint32_t first = 0; first < w.n_tokens; first += n) {
+        Product p = product;
+        Encoding e = encoding;
+        take_part(first, w.n_tokens - first < n ? w.n_tokens - first : n, &p, &e);
+        launch_with_epilogue(w, p, are_bytes(inputs->form), NULL);
+        encode(w, e);
     }
 }
 
