@@ -1,5 +1,5 @@
-/* Bytes by the runtime's own quantizer, for rows that fit in the registers of two warps: each is read
- * once. */
+/* Bytes by the runtime's own quantizer, for rows that fit in the registers of two warps: each is
+ * read once. */
 #ifndef BITM_CUDA_ENCODE_ROWS_CUH
 #define BITM_CUDA_ENCODE_ROWS_CUH
 

@@ -47,8 +47,8 @@ static __host__ __device__ inline size_t piece_place(size_t row, uint32_t piece,
     return (row / TILE_ROWS * n_pieces + piece) * TILE_ROWS + row % TILE_ROWS;
 }
 
-/* Weights of 4 of the 16 columns from 16 * unit on, as bytes; the piece's word number `word` has those
- * from 4 * word on, of every unit. */
+/* Weights of 4 of the 16 columns from 16 * unit on, as bytes; the piece's word number `word` has
+ * those from 4 * word on, of every unit. */
 static __device__ inline uint32_t bytes_of_weights(uint32_t word, uint32_t unit)
 {
     return word >> unit & 0x01010101u;

@@ -391,8 +391,7 @@ static __device__ inline int32_t encode_bytes(const Encoding &e, size_t token, u
         size_t place = (size_t)i * TILE_ROWS * 4;
         low[place] = transpose_bytes_4(four_bytes(c[0], c[1], c[2], c[3]));
         if (e.form == FORM_I16)
-            high[place] =
-                transpose_bytes_4(four_bytes(c[0] >> 8, c[1] >> 8, c[2] >> 8, c[3] >> 8));
+            high[place] = transpose_bytes_4(four_bytes(c[0] >> 8, c[1] >> 8, c[2] >> 8, c[3] >> 8));
     }
     return sum;
 }
