@@ -19,8 +19,8 @@ from tiny_models import masked_lm, with_vocabulary
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 EXPECT_ALL = os.environ.get("BITM_EXPECT_ALL") == "1"
-# The GELU that answers are held against is oneDNN's, by way of PyTorch: its code for AVX-512 falls to
-# zero at other inputs than that for AVX2, and a zero may have a code of its own.
+# The GELU that answers are held against is oneDNN's, by way of PyTorch: its code for AVX-512 falls
+# to zero at other inputs than that for AVX2, and a zero may have a code of its own.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 
