@@ -223,6 +223,7 @@ n_steps = train(
     lambda *_: None,
 )
 torch.save((number, count, n_steps, model.state_dict()), f"{sys.argv[1]}/{number}.pt")
+processes.end()
 """
 
 

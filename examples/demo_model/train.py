@@ -315,6 +315,7 @@ def main() -> None:
                 log(f"{name}: {error}; again from what was saved, at rates {rates}")
                 model = model_for(name, start, minutes, args)
         models[name] = model.requires_grad_(False)
+    processes.end()
     log("done")
 
 

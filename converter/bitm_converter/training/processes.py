@@ -28,6 +28,15 @@ def begin(device: str) -> tuple[int, int]:
     return distributed.get_rank(), count
 
 
+def end() -> None:
+    """Parts from the other processes, when all is done.
+
+    A process that ends without it may be aborted: threads of gloo's are still under way.
+    """
+    if are_several():
+        distributed.destroy_process_group()
+
+
 def are_several() -> bool:
     """Whether there are other processes."""
     return distributed.is_available() and distributed.is_initialized()
