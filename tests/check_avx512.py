@@ -19,7 +19,7 @@ from pathlib import Path
 
 from check_arm import ACTIVATIONS, ROOT, hashes, run
 
-TIERS = ("avx512", "vnni", "vpopcnt", "amx")
+TIERS = ("avx512", "vnni", "permute", "vpopcnt", "amx")
 SECONDS = 3600
 MEMORY = 256 << 20  # also in boot.S, as are the following two
 BOOT_PARAMETERS = 0x10000

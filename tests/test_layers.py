@@ -45,7 +45,12 @@ MAY_IMPORT_TOO = {
 # What kernels and their selection may include, besides a header of their own tier.
 KERNEL_INCLUDES = {"kernels.h", "canonical.h", "cpu.h", "file.h", "kernels.def"}
 # Tiers that contain another one, whose header they share.
-CONTAINED_TIER = {"x86_vnni": "x86_avx512", "x86_vpopcnt": "x86_avx512", "x86_amx": "x86_avx512"}
+CONTAINED_TIER = {
+    "x86_vnni": "x86_avx512",
+    "x86_permute": "x86_avx512",
+    "x86_vpopcnt": "x86_avx512",
+    "x86_amx": "x86_avx512",
+}
 # One source serves two architectures, one header three tiers.
 ARM_INCLUDES = {"arm_neon.h", "arm_codes.h"}
 SELECT_INCLUDES = {*KERNEL_INCLUDES, "select.h", "status.h"}

@@ -77,6 +77,13 @@ static bool has_vnni(void)
     return has_avx512() && all_of(cpuid(7).ecx, LEAF7_ECX_AVX512VNNI);
 }
 
+/* Intel's vpermt2w of 512 bits is three operations, two of them on one port (uops.info). */
+static bool permutes_at_once(void)
+{
+    leaf vendor = cpuid(0); /* AuthenticAMD, in registers b, d, c */
+    return vendor.ebx == 0x68747541 && vendor.edx == 0x69746E65 && vendor.ecx == 0x444D4163;
+}
+
 static bool has_vpopcnt(void)
 {
     return has_avx512() && all_of(cpuid(7).ecx, LEAF7_ECX_AVX512VPOPCNTDQ);
@@ -108,6 +115,7 @@ bool bitm_cpu_has(bitm_tier tier)
     case BITM_TIER_AVX512:
         return has_avx512();
     case BITM_TIER_VNNI:
+    case BITM_TIER_PERMUTE:
         return has_vnni();
     case BITM_TIER_VPOPCNT:
         return has_vpopcnt();
@@ -125,4 +133,12 @@ bool bitm_cpu_has(bitm_tier tier)
     default:
         return false;
     }
+}
+
+bool bitm_cpu_prefers(bitm_tier tier)
+{
+#if defined(__x86_64__)
+    if (tier == BITM_TIER_PERMUTE && !permutes_at_once()) return false;
+#endif
+    return bitm_cpu_has(tier);
 }

@@ -51,6 +51,21 @@ static void multiply_bytes(void *context)
 #undef DOT
 }
 
+/* Sums looked up in tables of two registers, and added: of two groups of six inputs, 32 outputs. */
+static void look_up(void *context)
+{
+    (void)context;
+#define FIND(sum, found)                                                                           \
+    "vmovdqa64 %%zmm13, %%zmm" #found "\n"                                                         \
+    "vpermt2w %%zmm14, %%zmm15, %%zmm" #found "\n"
+#define ADD(sum, found) "vpaddw %%zmm" #found ", %%zmm" #sum ", %%zmm" #sum "\n"
+    REPEAT(FIND(0, 8) FIND(1, 9) ADD(0, 8) ADD(1, 9) FIND(2, 10) FIND(3, 11) ADD(2, 10) ADD(3, 11)
+               FIND(4, 8) FIND(5, 9) ADD(4, 8) ADD(5, 9) FIND(6, 10) FIND(7, 11) ADD(6, 10)
+                   ADD(7, 11));
+#undef FIND
+#undef ADD
+}
+
 /* Five times what a word of 8 outputs takes: sums in 0 to 4. */
 static void count_bits(void *context)
 {
@@ -119,6 +134,7 @@ double measure_peak(const char *op, bitm_tier tier)
 #endif
 #if BITM_HAVE_AVX512
     if (tier == BITM_TIER_VNNI) return ROUNDS * 12 * 64.0 / time_calls(multiply_bytes, NULL);
+    if (tier == BITM_TIER_PERMUTE) return ROUNDS * 8 * 192.0 / time_calls(look_up, NULL);
     if (tier == BITM_TIER_VPOPCNT) return ROUNDS * 5 * 512.0 / time_calls(count_bits, NULL);
     if (tier == BITM_TIER_AVX512 && is_of_floats(op))
         return ROUNDS * 12 * 16.0 / time_calls(multiply_zmm, NULL);

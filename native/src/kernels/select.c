@@ -105,7 +105,7 @@ static bitm_status force(bitm_kernel_table *table, const char *text, size_t n, b
 bitm_status bitm_kernels_select(bitm_kernel_table *table, const char *forced, bitm_error *err)
 {
     for (size_t i = N_ENTRIES; i-- > 0;)
-        if (bitm_cpu_has(entries[i].tier)) choose(table, &entries[i]);
+        if (bitm_cpu_prefers(entries[i].tier)) choose(table, &entries[i]);
     while (forced != NULL && *forced != '\0') {
         size_t n = strcspn(forced, ",");
         BITM_TRY(force(table, forced, n, err));

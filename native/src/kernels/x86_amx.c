@@ -29,7 +29,6 @@ enum {
 };
 
 typedef enum weight_kind { WEIGHTS_BIT1, WEIGHTS_TERN } weight_kind;
-typedef enum code_kind { CODES_I8, CODES_I16, CODES_SIGN, CODES_PLANES } code_kind;
 
 /* What the two rows of tiles are: two tiles of tokens; one, whose even and odd steps are added up
  * apart, because sums in two tiles would wait for each other; low and high bytes of one. */

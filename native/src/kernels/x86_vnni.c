@@ -24,7 +24,6 @@ enum {
 };
 
 typedef enum weight_kind { WEIGHTS_BIT1, WEIGHTS_TERN } weight_kind;
-typedef enum code_kind { CODES_I8, CODES_I16 } code_kind;
 
 /* ---- The packing ---- */
 
@@ -171,33 +170,6 @@ INLINE void add_panel(work *w, weight_kind weights, code_kind codes, uint32_t ou
 }
 
 /* ---- Codes ---- */
-
-/* Copies 64 codes of a token, of which the first n exist, to their rows; returns their sum. */
-INLINE int32_t copy_codes(code_kind kind, const void *codes, uint32_t n, uint8_t *low,
-                          uint8_t *high)
-{
-    const __m512i one_i8x64 = _mm512_set1_epi8(1);
-    const __m512i zero = _mm512_setzero_si512();
-    if (kind == CODES_I8) {
-        __m512i all = _mm512_maskz_loadu_epi8(first_bytes(n), codes);
-        _mm512_store_si512(low, all);
-        return _mm512_reduce_add_epi32(_mm512_dpbusd_epi32(zero, one_i8x64, all));
-    }
-    const int16_t *words = codes;
-    __m512i first = _mm512_maskz_loadu_epi16((__mmask32)first_bytes(smaller(n, 32)), words);
-    __m512i second =
-        n > 32 ? _mm512_maskz_loadu_epi16((__mmask32)first_bytes(smaller(n - 32, 32)), words + 32)
-               : zero;
-    __m512i low_u8x64 = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi16_epi8(first)),
-                                           _mm512_cvtepi16_epi8(second), 1);
-    __m512i high_i8x64 = _mm512_inserti64x4(
-        _mm512_castsi256_si512(_mm512_cvtepi16_epi8(_mm512_srai_epi16(first, 8))),
-        _mm512_cvtepi16_epi8(_mm512_srai_epi16(second, 8)), 1);
-    _mm512_store_si512(low, low_u8x64);
-    _mm512_store_si512(high, high_i8x64);
-    return _mm512_reduce_add_epi32(_mm512_dpbusd_epi32(zero, low_u8x64, one_i8x64)) +
-           256 * _mm512_reduce_add_epi32(_mm512_dpbusd_epi32(zero, one_i8x64, high_i8x64));
-}
 
 /* Copies inputs [first, first + n) of tokens from `token` on to rows, zeros after them, and adds
  * to code_sum. */

@@ -124,8 +124,6 @@ INLINE void count_unequal(const uint64_t *panel, const uint64_t *nonzero, const 
 
 /* ---- The product ---- */
 
-typedef enum code_kind { CODES_SIGN, CODES_PLANES } code_kind;
-
 /* A product at work on one tile of tokens. */
 typedef struct work {
     const bitm_gemm *gemm;
