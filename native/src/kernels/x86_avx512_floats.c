@@ -11,10 +11,11 @@
 #include "x86_avx512.h"
 
 enum {
-    ROWS = 4,          /* of each side of a tile */
-    OUTPUTS = 16,      /* of a product that are finished together */
-    BLOCK_TOKENS = 48, /* tokens that one conversion of weights serves */
-    STRETCH = 1024,    /* weights of a row converted at a time; a multiple of 64 */
+    ROWS = 4,            /* of each side of a tile */
+    OUTPUTS = 16,        /* of a product that are finished together */
+    BLOCK_TOKENS = 48,   /* tokens that one conversion of weights serves */
+    STRETCH = 1024,      /* weights of a row converted at a time; a multiple of 64 */
+    AHEAD_BYTES = 12288, /* of one token's weights, from reading to asking */
 };
 
 /* ---- Dots ---- */
@@ -133,6 +134,25 @@ INLINE __m512 load_weights(const bitm_gemm *gemm, weight_kind kind, size_t outpu
     return load_bits(gemm, true, output, input);
 }
 
+/* Whether weights of a kind have an element each, rather than bits. */
+INLINE bool has_elements(weight_kind kind)
+{
+    return kind != WEIGHTS_BIT1 && kind != WEIGHTS_TERN;
+}
+
+/* The element numbered `place` of weights of a kind that has one for each. */
+INLINE const uint8_t *weight_at(const bitm_gemm *gemm, weight_kind kind, size_t place)
+{
+    size_t n_bytes = kind == WEIGHTS_F32 ? 4 : kind == WEIGHTS_F16 ? 2 : 1;
+    return (const uint8_t *)gemm->weights + place * n_bytes;
+}
+
+/* Asks the second cache for weights that come later; an address need not exist for that. */
+INLINE void ask_for(const uint8_t *weights)
+{
+    _mm_prefetch((const char *)((uintptr_t)weights + AHEAD_BYTES), _MM_HINT_T1);
+}
+
 /* ---- Products ---- */
 
 /* Four outputs, at most BLOCK_TOKENS tokens: dots [token][OUTPUTS], from the first of them on. */
@@ -154,9 +174,12 @@ INLINE void multiply_four(const bitm_gemm *gemm, weight_kind kind, size_t token,
         } else {
             find_rows(room[0], STRETCH, n_outputs, weights);
             for (uint32_t o = 0; o < n_outputs; o++)
-                for (uint32_t i = 0; i < n; i += BITM_LANES)
+                for (uint32_t i = 0; i < n; i += BITM_LANES) {
+                    if (has_elements(kind))
+                        ask_for(weight_at(gemm, kind, (output + o) * n_inputs + first + i));
                     _mm512_store_ps(room[o] + i,
                                     load_weights(gemm, kind, output + o, first + i, n - i));
+                }
         }
         for (uint32_t t = 0; t < n_tokens; t += ROWS) {
             find_rows((const float *)gemm->inputs + (token + t) * n_inputs + first, n_inputs,
@@ -172,43 +195,29 @@ INLINE void multiply_four(const bitm_gemm *gemm, weight_kind kind, size_t token,
     }
 }
 
-/* The element numbered `place` of weights of a kind that has one for each. */
-INLINE const uint8_t *weight_at(const bitm_gemm *gemm, weight_kind kind, size_t place)
-{
-    size_t n_bytes = kind == WEIGHTS_F32 ? 4 : kind == WEIGHTS_F16 ? 2 : 1;
-    return (const uint8_t *)gemm->weights + place * n_bytes;
-}
-
 /* One token, 16 outputs: weights are used once, so they are not stored as floats, and memory is
- * what they wait for (a masked LM's head, 47 MB).  Rows are short for the prefetcher of the CPU,
- * so the next four are asked for, up to output `last`. */
+ * what they wait for (a masked LM's head, 47 MB).  One row after the other, for that is one stream
+ * for the prefetcher of the CPU, which stops at pages: what follows is asked for as well. */
 INLINE void multiply_token(const bitm_gemm *gemm, weight_kind kind, size_t token, uint32_t output,
-                           uint32_t n_outputs, uint32_t last, float *dots)
+                           uint32_t n_outputs, float *dots)
 {
     const float *x = (const float *)gemm->inputs + token * gemm->n_inputs;
     uint32_t n = gemm->n_inputs;
     __m512 sums[OUTPUTS];
-    for (uint32_t first = 0; first < OUTPUTS; first += ROWS) {
-        size_t row[ROWS], ahead[ROWS];
-        for (uint32_t r = 0; r < ROWS; r++) {
-            row[r] = smaller(output + first + r, output + n_outputs - 1);
-            ahead[r] = smaller((uint32_t)row[r] + ROWS, last);
-            sums[first + r] = _mm512_setzero_ps();
-        }
+    for (uint32_t o = 0; o < OUTPUTS; o++) {
+        size_t row = smaller(output + o, output + n_outputs - 1);
+        __m512 sum = _mm512_setzero_ps();
         uint32_t i = 0;
         for (; i + BITM_LANES <= n; i += BITM_LANES) {
-            __m512 inputs = _mm512_loadu_ps(x + i);
-            for (uint32_t r = 0; r < ROWS; r++) {
-                _mm_prefetch((const char *)weight_at(gemm, kind, ahead[r] * n + i), _MM_HINT_T0);
-                sums[first + r] = _mm512_fmadd_ps(load_weights(gemm, kind, row[r], i, BITM_LANES),
-                                                  inputs, sums[first + r]);
-            }
+            ask_for(weight_at(gemm, kind, row * n + i));
+            sum = _mm512_fmadd_ps(load_weights(gemm, kind, row, i, BITM_LANES),
+                                  _mm512_loadu_ps(x + i), sum);
         }
         __mmask16 exist = first_lanes(n - i);
-        for (uint32_t r = 0; r < ROWS && i < n; r++)
-            sums[first + r] =
-                _mm512_mask3_fmadd_ps(load_weights(gemm, kind, row[r], i, n - i),
-                                      _mm512_maskz_loadu_ps(exist, x + i), sums[first + r], exist);
+        if (i < n)
+            sum = _mm512_mask3_fmadd_ps(load_weights(gemm, kind, row, i, n - i),
+                                        _mm512_maskz_loadu_ps(exist, x + i), sum, exist);
+        sums[o] = sum;
     }
     /* Lane 4 i + j is of output 4 j + i. */
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -222,8 +231,8 @@ INLINE void multiply_block(const bitm_gemm *gemm, weight_kind kind, uint32_t tok
     _Alignas(64) float dots[BLOCK_TOKENS][OUTPUTS];
     for (uint32_t o = 0; o < n_outputs; o += OUTPUTS) {
         uint32_t n = smaller(OUTPUTS, n_outputs - o);
-        if (n_tokens == 1 && kind != WEIGHTS_BIT1 && kind != WEIGHTS_TERN) {
-            multiply_token(gemm, kind, token, output + o, n, output + n_outputs - 1, dots[0]);
+        if (n_tokens == 1 && has_elements(kind)) {
+            multiply_token(gemm, kind, token, output + o, n, dots[0]);
         } else {
             for (uint32_t k = 0; k < n; k += ROWS)
                 multiply_four(gemm, kind, token, n_tokens, (size_t)output + o + k,
