@@ -1,12 +1,13 @@
-/* AVX-512 products of one-bit weights with int8 and int16 codes, by looking up sums made in
- * advance.
+/* AVX-512 products of one-bit and ternary weights with int8 and int16 codes, by looking up sums
+ * made in advance.
  *
  * Six weight bits choose which of six input codes are summed: one of 64 sums of 16 bits, which are
  * two registers.  One operation finds those of 32 outputs.  Tables of 240 inputs of four tokens
  * stay in the first cache and serve all outputs.  An int16 code is two rows of bytes, of which the
  * low one is unsigned.
  *
- * With bits b and codes x, weights -1 and 1 give 2 (sum of b x) - (sum of x).
+ * With bits b and codes x, weights -1 and 1 give 2 (sum of b x) - (sum of x); ternary ones, with
+ * bits p where they are positive and n where they are not 0, 2 (sum of p x) - (sum of n x).
  *
  *   vpermt2w   finds 32 of 64 words, 192 multiply-adds  1 a cycle on Zen 4, every other on Intel
  *   vpaddw     their sum                                2 a cycle
@@ -14,6 +15,7 @@
  *
  * Why this one: both together fill the four pipes of Zen 4, 0.95 times a cycle as measured, if two
  * of a kind follow each other (0.76 if they take turns): 182 multiply-adds, where vpdpbusd does 64.
+ * On Intel's Sapphire Rapids x86_vnni.c is as fast, but for one or two tokens.
  * Sums of 32 tokens at once, as x86_avx2_sums.c has them of 16, would be 192 a load, but their
  * tables and sums leave the first cache: measured, they are as fast as with AVX2. */
 #include "x86_avx512.h"
@@ -124,10 +126,12 @@ const bitm_packing bitm_packing__places128 = {words_bytes, pack_words, ROWS};
 
 /* ---- Tables ---- */
 
+typedef enum weight_kind { WEIGHTS_BIT1, WEIGHTS_TERN } weight_kind;
+
 /* A product at work on one tile of tokens and one block of outputs. */
 typedef struct work {
-    _Alignas(64) int16_t tables[2 * ROUND][ROWS][N_SUMS];    /* entry i: of the codes of i's bits */
-    _Alignas(64) int32_t dots[BLOCK / WIDTH][ROWS][WIDTH];   /* sums of b x */
+    _Alignas(64) int16_t tables[2 * ROUND][ROWS][N_SUMS]; /* entry i: of the codes of i's bits */
+    _Alignas(64) int32_t dots[BLOCK / WIDTH][ROWS][WIDTH];
     _Alignas(64) uint8_t words[ROUND * PAIR_BYTES + MARGIN]; /* where weights are not packed */
     _Alignas(64) uint8_t codes[ROWS][(ROUND_INPUTS + 63) / 64 * 64]; /* 0 past the last */
     int32_t code_sum[ROWS];                                          /* of a token's */
@@ -196,8 +200,9 @@ INLINE void prepare_round(work *w, code_kind kind, uint32_t first, uint32_t n)
 
 /* ---- Sums ---- */
 
-/* Adds a round's sums of 16 bits of 32 outputs to dots. */
-INLINE void add_sums(const bool is_unsigned, bool is_first, __m512i sums, int32_t *dots)
+/* Adds factor * a round's sums of 16 bits of 32 outputs to dots. */
+INLINE void add_sums(const bool is_unsigned, const int16_t factor, bool is_first, __m512i sums,
+                     int32_t *dots)
 {
     __m512i low = _mm512_setzero_si512(), high = low;
     if (!is_first) {
@@ -205,19 +210,22 @@ INLINE void add_sums(const bool is_unsigned, bool is_first, __m512i sums, int32_
         high = _mm512_load_si512(dots + 16);
     }
     if (is_unsigned) {
-        low = _mm512_add_epi32(low, _mm512_and_si512(sums, _mm512_set1_epi32(0xFFFF)));
-        high = _mm512_add_epi32(high, _mm512_srli_epi32(sums, 16));
+        const __m512i factors = _mm512_set1_epi32(factor);
+        __m512i even = _mm512_and_si512(sums, _mm512_set1_epi32(0xFFFF));
+        low = _mm512_add_epi32(low, _mm512_mullo_epi32(even, factors));
+        high = _mm512_add_epi32(high, _mm512_mullo_epi32(_mm512_srli_epi32(sums, 16), factors));
     } else {
-        low = _mm512_dpwssd_epi32(low, sums, _mm512_set1_epi32(1));
-        high = _mm512_dpwssd_epi32(high, sums, _mm512_set1_epi32(1 << 16));
+        low = _mm512_dpwssd_epi32(low, sums, _mm512_set1_epi32((uint16_t)factor));
+        high = _mm512_dpwssd_epi32(high, sums, _mm512_set1_epi32(factor * 65536));
     }
     _mm512_store_si512(dots, low);
     _mm512_store_si512(dots + 16, high);
 }
 
-/* A round of some rows and a panel. */
-INLINE void add_pairs(work *w, code_kind kind, const uint8_t *words, uint32_t n_pairs,
-                      const uint32_t n_rows, bool is_first, int32_t dots[ROWS][WIDTH])
+/* A round of some rows and a panel of a plane of weights, times factor. */
+INLINE void add_pairs(const work *w, code_kind kind, const uint8_t *words, uint32_t n_pairs,
+                      const uint32_t n_rows, const int16_t factor, bool is_first,
+                      int32_t dots[ROWS][WIDTH])
 {
     __m512i sums[ROWS][VECTORS];
 #pragma GCC unroll 4
@@ -262,29 +270,32 @@ INLINE void add_pairs(work *w, code_kind kind, const uint8_t *words, uint32_t n_
     for (uint32_t r = 0; r < n_rows; r++)
 #pragma GCC unroll 4
         for (uint32_t i = 0; i < VECTORS; i++)
-            add_sums(kind == CODES_I16 && r % 2 == 0, is_first, sums[r][i], dots[r] + i * 32);
+            add_sums(kind == CODES_I16 && r % 2 == 0, factor, is_first, sums[r][i],
+                     dots[r] + i * 32);
 }
 
-/* Inputs from pair `pair` on of the panels of a block. */
-INLINE void add_round(work *w, code_kind kind, uint32_t pair, uint32_t n_pairs)
+/* Inputs from pair `pair` on of the panels of a block; of one plane of weights, times factor. */
+INLINE void add_plane(work *w, code_kind kind, uint32_t plane, const int16_t factor, uint32_t pair,
+                      uint32_t n_pairs, bool is_first)
 {
     const bitm_gemm *gemm = w->gemm;
     const size_t row_bytes = ((size_t)gemm->n_inputs + 63) / 64 * 8;
     const size_t n_panels = ((size_t)gemm->n_rows + WIDTH - 1) / WIDTH;
-    const uint8_t *packed = (const uint8_t *)gemm->packed +
-                            (n_panels * pair + (size_t)w->first_panel * n_pairs) * PAIR_BYTES;
+    const size_t first = n_panels * (plane * pairs_of(gemm->n_inputs) + pair) +
+                         (size_t)w->first_panel * n_pairs; /* packed pair */
     for (uint32_t panel = 0; panel < w->n_panels; panel++) {
         const uint32_t row = (w->first_panel + panel) * WIDTH;
-        const uint8_t *words = packed + (size_t)panel * n_pairs * PAIR_BYTES;
-        if (gemm->packed == NULL) {
-            make_panel((const uint8_t *)gemm->weights + row * row_bytes, row_bytes,
-                       gemm->n_rows - row, pair, n_pairs, w->words);
-            words = w->words;
-        }
+        const uint8_t *words = w->words;
+        if (gemm->packed != NULL)
+            words = (const uint8_t *)gemm->packed + (first + (size_t)panel * n_pairs) * PAIR_BYTES;
+        else
+            make_panel((const uint8_t *)gemm->weights +
+                           ((size_t)plane * gemm->n_rows + row) * row_bytes,
+                       row_bytes, gemm->n_rows - row, pair, n_pairs, w->words);
         switch (w->n_rows) {
 #define CASE(n)                                                                                    \
     case n:                                                                                        \
-        add_pairs(w, kind, words, n_pairs, n, pair == 0, w->dots[panel]);                          \
+        add_pairs(w, kind, words, n_pairs, n, factor, is_first, w->dots[panel]);                   \
         break
             CASE(1);
             CASE(2);
@@ -300,10 +311,10 @@ INLINE void add_round(work *w, code_kind kind, uint32_t pair, uint32_t n_pairs)
 /* ---- The product ---- */
 
 /* The block's outputs, so far as they lie in [output, end). */
-INLINE void store_block(const work *w, code_kind kind, uint32_t output, uint32_t end,
-                        const bool plain, const uint32_t activation)
+INLINE void store_block(const work *w, weight_kind weights, code_kind kind, uint32_t output,
+                        uint32_t end, const bool plain, const uint32_t activation)
 {
-    /* What is stored changes it not, which the compiler knows of a copy alone. */
+    /* Stores of outputs do not change it, which the compiler knows of a copy alone. */
     const bitm_gemm gemm = *w->gemm;
     for (uint32_t i = 0; i < w->n_panels * WIDTH; i += 16) {
         uint32_t first = w->first_panel * WIDTH + i;
@@ -318,14 +329,15 @@ INLINE void store_block(const work *w, code_kind kind, uint32_t output, uint32_t
                 __m512i high = _mm512_load_si512(dots[row + 1] + i % WIDTH);
                 dot = _mm512_add_epi32(dot, _mm512_slli_epi32(high, 8));
             }
-            dot = _mm512_sub_epi32(_mm512_add_epi32(dot, dot), _mm512_set1_epi32(w->code_sum[t]));
+            if (weights == WEIGHTS_BIT1)
+                dot = _mm512_sub_epi32(dot, _mm512_set1_epi32(w->code_sum[t]));
             finish_outputs(&gemm, &e, w->token + t, _mm512_cvtepi32_ps(dot), plain, activation);
         }
     }
 }
 
-INLINE void multiply(const bitm_gemm *gemm, code_kind kind, uint32_t token, uint32_t n_tokens,
-                     uint32_t output, uint32_t n_outputs)
+INLINE void multiply(const bitm_gemm *gemm, weight_kind weights, code_kind kind, uint32_t token,
+                     uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
 {
     const uint32_t tile = kind == CODES_I16 ? ROWS / 2 : ROWS, n_inputs = gemm->n_inputs;
     const uint32_t end_token = token + n_tokens, end_output = output + n_outputs;
@@ -342,15 +354,17 @@ INLINE void multiply(const bitm_gemm *gemm, code_kind kind, uint32_t token, uint
             memset(w->code_sum, 0, sizeof w->code_sum);
             for (uint32_t first = 0; first < n_inputs; first += ROUND_INPUTS) {
                 uint32_t n = smaller(ROUND_INPUTS, n_inputs - first);
+                uint32_t pair = first / PAIR, n_pairs = (n + PAIR - 1) / PAIR;
                 prepare_round(w, kind, first, n);
-                add_round(w, kind, first / PAIR, (n + PAIR - 1) / PAIR);
+                add_plane(w, kind, weights == WEIGHTS_TERN, 2, pair, n_pairs, first == 0);
+                if (weights == WEIGHTS_TERN) add_plane(w, kind, 0, -1, pair, n_pairs, false);
             }
             if (is_plain(gemm) && gemm->activation == BITM_ACTIVATION_NONE)
-                store_block(w, kind, o, end, true, BITM_ACTIVATION_NONE);
+                store_block(w, weights, kind, o, end, true, BITM_ACTIVATION_NONE);
             else if (is_plain(gemm) && gemm->activation == BITM_ACTIVATION_GELU)
-                store_block(w, kind, o, end, true, BITM_ACTIVATION_GELU);
+                store_block(w, weights, kind, o, end, true, BITM_ACTIVATION_GELU);
             else
-                store_block(w, kind, o, end, false, gemm->activation);
+                store_block(w, weights, kind, o, end, false, gemm->activation);
         }
     }
 }
@@ -358,11 +372,23 @@ INLINE void multiply(const bitm_gemm *gemm, code_kind kind, uint32_t token, uint
 void bitm_gemm_w1a8__permute(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                              uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, CODES_I8, token, n_tokens, output, n_outputs);
+    multiply(gemm, WEIGHTS_BIT1, CODES_I8, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w1a16__permute(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                               uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, CODES_I16, token, n_tokens, output, n_outputs);
+    multiply(gemm, WEIGHTS_BIT1, CODES_I16, token, n_tokens, output, n_outputs);
+}
+
+void bitm_gemm_w2a8__permute(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
+                             uint32_t output, uint32_t n_outputs)
+{
+    multiply(gemm, WEIGHTS_TERN, CODES_I8, token, n_tokens, output, n_outputs);
+}
+
+void bitm_gemm_w2a16__permute(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
+                              uint32_t output, uint32_t n_outputs)
+{
+    multiply(gemm, WEIGHTS_TERN, CODES_I16, token, n_tokens, output, n_outputs);
 }
