@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +17,18 @@ import pytest
 
 import bitm_formats
 from bitm import Model, _native
-from bitm.errors import BitmError, DeviceError
-from bitm_formats import Layout, ModelFile, Quantizer
+from bitm.errors import BitmError, DeviceError, UnsupportedError
+from bitm_formats import DType, Layout, ModelFile, Quantizer, Tensor
 from conftest import run_command
-from tiny_models import classifier, config, masked_lm, vector
+from tiny_models import bit_matrix, classifier, config, masked_lm, vector
 
 REASON = _native.why_no_gpu()
 needs_gpu = pytest.mark.skipif(bool(REASON), reason=f"expected: {REASON}")
 MODES = ["int8", "int16", "float32"]
+TENSOR = "attention=tensor"
+DATA = Path(__file__).parent / "data"
 Ints = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
 
 
 def wide_model(rng: np.random.Generator, **changes: object) -> ModelFile:
@@ -56,6 +60,18 @@ def sign_model(rng: np.random.Generator) -> ModelFile:
     return model
 
 
+def zero_model(rng: np.random.Generator) -> ModelFile:
+    """The same with an input of the first layer's linears that has no sign."""
+    model = sign_model(rng)
+    names = ["embeddings.norm.gain", "embeddings.norm.bias"]
+    names += [f"layers.0.{name}.shift" for name in ("query", "key", "value")]
+    for name in names:
+        values = model.tensors[name].to_float32().copy()
+        values[3] = 0
+        model.tensors[name] = Tensor.from_float(values, DType.F32)
+    return model
+
+
 MODELS = {
     "tiny": lambda rng: masked_lm(rng),
     "columns": lambda rng: masked_lm(
@@ -64,6 +80,7 @@ MODELS = {
     "classifier": lambda rng: classifier(rng, 3, 2),
     "wide": wide_model,
     "sign": sign_model,
+    "zero": zero_model,
 }
 
 
@@ -149,6 +166,170 @@ def test_best_tokens_are_those_of_the_cpu(tmp_path: Path) -> None:
         assert gpu.fill_mask(texts, top_k=400) == cpu.fill_mask(texts, top_k=400)
         targets = [f"w{i}" for i in range(0, 90, 3)]
         assert gpu.fill_mask(texts, 7, targets) == cpu.fill_mask(texts, 7, targets)
+
+
+# ---- attention=tensor, which has a bound instead of the CPU's bits ----
+
+
+def context_model(rng: np.random.Generator, scales: tuple[float, float, float]) -> ModelFile:
+    """One layer whose results are x + context - their mean: norms that do not divide, as eps is as
+    large as gain, attention_output of ones, and an output of zeros.
+    """
+    model = wide_model(rng, n_layers=1, layer_norm_eps=2.0**40)
+    for name, scale in zip(("query", "key", "value"), scales, strict=True):
+        weight = bit_matrix(rng, 512, 512)
+        assert weight.scales is not None
+        model.tensors[f"layers.0.{name}.weight"] = weight
+        weight.scales[:] = scale / 40
+        bias = rng.normal(size=512, scale=scale / 10).astype("f4")
+        model.tensors[f"layers.0.{name}.bias"] = Tensor.from_float(bias, DType.F32)
+    zeros = Tensor.from_float(np.zeros(512, "f4"), DType.F32)
+    model.tensors["layers.0.attention_output.weight"] = Tensor.from_float(
+        np.eye(512, dtype="f4"), DType.F32
+    )
+    model.tensors["layers.0.output.weight"] = Tensor.from_float(
+        np.zeros((512, 1024), "f4"), DType.F32
+    )
+    for name in ("attention_output", "output"):
+        model.tensors[f"layers.0.{name}.bias"] = zeros
+    for norm in ("embeddings.norm", "layers.0.attention_norm", "layers.0.output_norm"):
+        model.tensors[f"{norm}.bias"] = zeros
+        model.tensors[f"{norm}.gain"] = Tensor.from_float(np.full(512, 2.0**20, "f4"), DType.F32)
+    return model
+
+
+def exact_results(model: ModelFile, x: Doubles) -> tuple[Doubles, Doubles]:
+    """The results of context_model for one sequence, and the bound of attention_tensor.cuh for each
+    of them, given the inputs [length, 512] of the layer."""
+
+    def heads(name: str) -> Doubles:
+        weight = model.tensors[f"layers.0.{name}.weight"].to_float32().astype(float)
+        bias = model.tensors[f"layers.0.{name}.bias"].to_float32().astype(float)
+        outputs: Doubles = x @ weight.T + bias
+        by_head: Doubles = outputs.reshape(len(x), 8, 64).swapaxes(0, 1)
+        return by_head
+
+    query, key, value = (heads(name) for name in ("query", "key", "value"))
+    scores = query @ key.swapaxes(1, 2) / 8
+    sizes = (np.abs(query) @ np.abs(key).swapaxes(1, 2) / 8).max(2, keepdims=True)
+    weights = np.exp(scores - scores.max(2, keepdims=True))
+    context = weights / weights.sum(2, keepdims=True) @ value
+    bound = 2.0**-14 * (1 + sizes) * np.abs(value).max((1, 2), keepdims=True)
+    y = x + context.swapaxes(0, 1).reshape(len(x), 512)
+    bounds = np.broadcast_to(bound, context.shape).swapaxes(0, 1).reshape(len(x), 512)
+    return y - y.mean(1, keepdims=True), bounds + bounds.mean(1, keepdims=True)
+
+
+@needs_gpu
+@pytest.mark.parametrize("mode", ["int16", "float32"])
+@pytest.mark.parametrize("length", [1, 40, 64, 100, 512])
+@pytest.mark.parametrize("scales", [(1, 1, 1), (1e5, 1e-5, 256), (1e-4, 1e5, 0.06)])
+def test_tensor_attention_is_within_its_bound(
+    tmp_path: Path, mode: str, length: int, scales: tuple[float, float, float]
+) -> None:
+    rng = np.random.default_rng(length)
+    model = context_model(rng, scales)
+    bitm_formats.write(tmp_path / "model.bitm", model)
+    ids = rng.integers(0, 400, (1, length))
+    with (
+        Model(tmp_path / "model.bitm", device="cuda", activations=mode) as exact,
+        Model(tmp_path / "model.bitm", device="cuda", activations=mode, kernels=TENSOR) as fast,
+    ):
+        x = fast.hidden_states(ids, layer=0)[0].astype(float)
+        wanted = exact.hidden_states(ids)[0].astype(float)
+        found = fast.hidden_states(ids)[0].astype(float)
+    results, bound = exact_results(model, x)
+    rounding = 2.0**-21 * np.abs(results).max(1, keepdims=True)
+    if mode == "float32":
+        assert (np.abs(found - results) <= bound + rounding).all()
+    # Tensor cores cut less than the bound allows for.
+    assert (np.abs(found - wanted) <= bound * 2.0**-8 + rounding).all()
+
+
+@needs_gpu
+@pytest.mark.parametrize("mode", MODES)
+def test_tensor_attention_of_a_sequence_is_the_same_in_every_batch(
+    tmp_path: Path, mode: str
+) -> None:
+    rng = np.random.default_rng(3)
+    lengths = np.array([200, 1, 17, 64, 65, 128, 40, 130, 63, 9, 64, 33, 100])
+    for make in (wide_model, sign_model, zero_model):
+        bitm_formats.write(tmp_path / "model.bitm", make(rng))
+        with Model(
+            tmp_path / "model.bitm", device="cuda", activations=mode, kernels=TENSOR
+        ) as model:
+            ids = rng.integers(0, 400, (len(lengths), 220))
+            mask = (np.arange(220) < lengths[:, None]).astype(np.int64)
+            together = model.hidden_states(ids, mask)
+            for _ in range(3):  # the first run, the one that is recorded, the one that is replayed
+                np.testing.assert_array_equal(model.hidden_states(ids, mask), together)
+            for longest in (200, 128, 64):  # one kernel for each
+                rows = rng.permutation(np.flatnonzero(lengths <= longest))
+                some = model.hidden_states(ids[rows, :longest], mask[rows, :longest])
+                np.testing.assert_array_equal(some, together[rows, :longest])
+            for row, length in enumerate(lengths):
+                alone = model.hidden_states(ids[row : row + 1, :length])
+                np.testing.assert_array_equal(alone[0], together[row, :length])
+
+
+@needs_gpu
+def test_tensor_attention_before_signs_changes_few_of_them(tmp_path: Path) -> None:
+    """A sign of the context is another only where the context is within the bound of 0."""
+    rng = np.random.default_rng(4)
+    bitm_formats.write(tmp_path / "model.bitm", sign_model(rng))
+    with (
+        Model(tmp_path / "model.bitm", device="cuda") as exact,
+        Model(tmp_path / "model.bitm", device="cuda", kernels=TENSOR) as fast,
+    ):
+        assert fast.info["device"] == exact.info["device"] + "; attention=tensor"
+        for shape in ((100, 64), (10, 300)):
+            ids, mask = random_batch(rng, exact, shape)
+            wanted, found = (m.hidden_states(ids, mask, layer=1) for m in (exact, fast))
+            same = (wanted == found).all(-1)[mask == 1].mean()
+            logits = [m.logits(ids, mask)[mask == 1] for m in (exact, fast)]
+            correlation = np.corrcoef(logits[0].ravel(), logits[1].ravel())[0, 1]
+            assert same > 0.99
+            assert correlation > 0.99
+
+
+def best_tokens(answers: Any) -> list[int]:
+    """The best of each mask, of which texts have one or several."""
+    if isinstance(answers[0], dict):
+        return [answers[0]["token"]]
+    return [token for answer in answers for token in best_tokens(answer)]
+
+
+@needs_gpu
+def test_tensor_attention_answers_as_the_cpu() -> None:
+    lines = (DATA / "everyday_sentences.tsv").read_text(encoding="utf-8").splitlines()
+    texts = [line.partition("\t")[0] for line in lines]
+    texts += [" ".join(texts[i : i + 9]) for i in range(12)]  # more than 64 tokens
+    with (
+        Model.demo(device="cpu") as exact,
+        Model.demo(device="cuda", kernels=TENSOR) as fast,
+    ):
+        wanted, found = (np.array(best_tokens(m.fill_mask(texts))) for m in (exact, fast))
+        assert len(wanted) > 100
+        assert (wanted == found).mean() > 0.98
+
+
+@needs_gpu
+def test_tensor_attention_of_other_heads_has_the_bits_of_the_cpu(tiny_model: Path) -> None:
+    with (
+        Model(tiny_model, device="cpu") as cpu,
+        Model(tiny_model, device="cuda", kernels=TENSOR) as gpu,
+    ):
+        ids, mask = random_batch(np.random.default_rng(1), cpu, (5, 40))
+        np.testing.assert_array_equal(gpu.logits(ids, mask), cpu.logits(ids, mask))
+
+
+def test_tensor_attention_needs_a_gpu(tiny_model: Path) -> None:
+    for device in ("cpu", "auto") if REASON else ("cpu",):
+        with pytest.raises(
+            UnsupportedError, match="kernels: attention=tensor needs a GPU"
+        ) as caught:
+            Model(tiny_model, device=device, kernels=TENSOR)
+        assert caught.value.name == "UNSUPPORTED"
 
 
 def output_of(*words: object) -> str:

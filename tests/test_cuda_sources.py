@@ -79,6 +79,7 @@ def all_kernels() -> tuple[str, list[str]]:
     of_the_host = ("session.cuh", "forward.cuh")
     headers = sorted(path.name for path in CUDA.glob("*.cuh") if path.name not in of_the_host)
     kinds = range(3)
+    attentions = ("false, 1", "true, 1", "true, 2")  # canonical, and on tensor cores
     instances = [
         *[f"gemm_kernel<{b}, {kind}>" for b in ("true", "false") for kind in kinds],
         # Those of bits have two epilogues more, which write bits.
@@ -88,7 +89,7 @@ def all_kernels() -> tuple[str, list[str]]:
         *[f"embed_registers_kernel<{n}>" for n in (32, 48, 64)],
         *[f"encode_rows_kernel<{n}>" for n in (4, 6, 8, 16, 24)],
         *[f"attention_kernel<{n}>" for n in (0, 4)],
-        *[f"attend_kernel<{b}>" for b in ("true", "false")],
+        *[f"attend_kernel<{b}, {t}>" for b in ("true", "false") for t in attentions],
         *[f"gemm_norm_kernel<{n}, 32, 2, false>" for n in (32, 48)],
         *["gemm_norm_kernel<32, 32, 2, true>", "gemm_norm_kernel<48, 32, 3, true>"],
         *[f"gemm_norm_kernel<48, 64, {n}>" for n in ("4, false", "3, true")],
@@ -114,7 +115,7 @@ def test_the_device_code_compiles(architecture: str) -> None:
 
 
 def test_hopper_multiplies_bits_on_its_tensor_cores(tmp_path: Path) -> None:
-    """Its machine code has what no other GPU has: products of bits and bytes by a warpgroup."""
+    """Its machine code has what no other GPU has: products by a warpgroup."""
     source, kernels = all_kernels()
     code, log = compile_with(nvrtc(), source, "sm_90a", kernels)
     assert code, log
@@ -122,9 +123,10 @@ def test_hopper_multiplies_bits_on_its_tensor_cores(tmp_path: Path) -> None:
     cubin.write_bytes(code)
     done = subprocess.run([tool("nvdisasm"), str(cubin)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    instructions = set(re.findall(r"\b[BI]GMMA\.[.\w]+", done.stdout))
+    instructions = set(re.findall(r"\b[BHI]GMMA\.[.\w]+", done.stdout))
     assert {"BGMMA.64x128x256.AND.POPC", "BGMMA.64x64x256.AND.POPC"} <= instructions
     assert {"IGMMA.64x128x32.U8.S8", "IGMMA.64x128x32.U8.U8"} <= instructions
+    assert "HGMMA.64x64x16.F32" in instructions
 
 
 def test_a_mistake_is_found() -> None:

@@ -1,7 +1,8 @@
 /* A device that runs forward passes: what its library, opened on demand, offers libbitm.
  *
  * The library exports one function, of the name and type below.  It gets a bound network and its
- * memory, keeps its own copy of both on the device, and computes the same bits as the CPU.  It
+ * memory, keeps its own copy of both on the device, and computes the same bits as the CPU, unless
+ * it is asked for tensor_attention.  It
  * allocates when models and sessions are made, never while they run.  All failures are statuses
  * with the driver's text: BITM_NO_MEMORY, or BITM_DEVICE. */
 #ifndef BITM_DEVICE_H
@@ -9,7 +10,7 @@
 
 #include "network.h"
 
-enum { BITM_DEVICE_VERSION = 2 };
+enum { BITM_DEVICE_VERSION = 3 };
 
 /* Where the network's pointers lead: the file, and what was made when it was bound. */
 typedef struct bitm_device_memory {
@@ -62,10 +63,11 @@ typedef struct bitm_device_api {
     bitm_status (*describe)(uint32_t device, char *text, size_t n_bytes, bitm_error *err);
 
     /* Uploads a network.  The model keeps pointers to its configuration and quantizers, which must
-     * outlive it. */
+     * outlive it.  tensor_attention: the products of float attention run on tensor cores, not in
+     * the CPU's order; BITM_UNSUPPORTED where the device has none for them. */
     bitm_status (*model_create)(uint32_t device, const bitm_network *network,
-                                const bitm_device_memory memory[2], bitm_device_model **model,
-                                bitm_error *err);
+                                const bitm_device_memory memory[2], bool tensor_attention,
+                                bitm_device_model **model, bitm_error *err);
     void (*model_free)(bitm_device_model *model);
     /* The line of its device.  Owned by the model. */
     const char *(*model_description)(const bitm_device_model *model);

@@ -181,8 +181,8 @@ static bitm_status use_device(bitm_model *model, const char *name, bitm_error *e
     const bitm_device_memory memory[2] = {
         {model->file.bytes, (size_t)model->file.header->file_bytes},
         {model->arena_base, model->allocation_bytes}};
-    status =
-        api->model_create(number, &model->network, memory, &model->device_model, any ? NULL : err);
+    status = api->model_create(number, &model->network, memory, model->kernels.tensor_attention,
+                               &model->device_model, any ? NULL : err);
     if (any && status != BITM_OK) return BITM_OK;
     if (status == BITM_OK) model->device = api;
     return status;
@@ -227,6 +227,10 @@ static bitm_status open_bytes(const void *bytes, uint64_t n_bytes,
         opened->device_model = NULL;
         opened->packed_bytes = 0;
         if (pack) status = use_device(opened, options->device, err);
+        if (status == BITM_OK && opened->device == NULL && kernels.tensor_attention)
+            status =
+                bitm_fail(err, BITM_UNSUPPORTED,
+                          "kernels: attention=tensor needs a GPU, and the CPU runs this model");
         if (status == BITM_OK && opened->device == NULL) status = measure_packed(opened, err);
     }
     if (status == BITM_OK && pack && opened->device == NULL) status = pack_weights(opened, err);

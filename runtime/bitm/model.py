@@ -47,7 +47,9 @@ class Model(Tasks):
         activations: arithmetic of activations where the file leaves it open: "int8", "int16" (close
             to float32 at integer speed), "float32", or "auto": the fastest that keeps the answers
             of float32, int16.
-        kernels: "op=variant,..." forces kernels, for measurements.
+        kernels: "op=variant,..." forces kernels, for measurements. A GPU has one choice,
+            "attention=tensor": attention on its tensor cores, faster, with a bound on its error
+            instead of the CPU's bits (docs/cuda.md).
 
     Raises:
         FormatError: the file is not a sound .bitm file.

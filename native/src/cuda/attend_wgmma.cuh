@@ -1,21 +1,23 @@
 /* Query, key, value and attention of short sequences in one kernel, on Hopper.
  *
- * A block has one head of one sequence of at most 64 tokens.  The three products, of 64 outputs x
- * 64 tokens, are so small that all their operands lie in shared memory at once.  When they are done
- * their results become floats in the operands' place, where attention64.cuh's steps take them: none
- * of the three float arrays goes through memory, nor does the context where it leaves as bits. */
+ * A block has one head of one sequence, and a group of threads, a warpgroup, for every 64 tokens:
+ * one, or where attention runs on tensor cores at most two.  The three products of a group, of 64
+ * outputs x 64 tokens, are so small that all their operands lie in shared memory at once.  When
+ * they are done their results become floats in the operands' place, or pairs of float16s, where the
+ * steps of attention64.cuh or of attention_tensor.cuh take them: none of the three float arrays
+ * goes through memory, nor does the context where it leaves as bits. */
 #ifndef BITM_CUDA_ATTEND_WGMMA_CUH
 #define BITM_CUDA_ATTEND_WGMMA_CUH
 
-#include "attention64.cuh"
+#include "attention_tensor.cuh"
 #include "gemm_wgmma_bytes.cuh"
 
 namespace bitm {
 
 /* What differs between query, key and value: inputs too, as shifts before a quantizer may. */
 struct HeadLinear {
-    const uint4 *inputs, *weights; /* planes of tiles */
-    uint32_t set;                  /* of inputs: those of query, key and value may be the same */
+    const uint4 *weights;          /* planes of tiles */
+    uint32_t set;                  /* of inputs */
     const uint32_t *n_nonzero;     /* of the inputs; NULL: see Product */
     const float *step;
     const int32_t *code_sum;
@@ -25,60 +27,104 @@ struct HeadLinear {
 
 struct Attend {
     HeadLinear linears[3];
-    Product product; /* what they share: sizes and terms */
+    const uint4 *inputs[3]; /* sets of planes of tiles; linears may share one */
+    Product product;        /* what they share: sizes and terms */
     uint32_t n_sets, n_input_planes, n_weight_planes;
+    uint32_t n_groups; /* of 64 tokens */
     Attention attention;
 };
 
-/* Steps and sums of codes of the tokens of three linears, then query, key, value, and two sums; the
- * operands before them, sets of inputs and then weights, and the scores after. */
+/* Of a group's three linears: steps and sums of codes of its tokens, and the greatest absolute
+ * values of attention_tensor.cuh. */
+struct alignas(16) GroupFacts {
+    float steps[3][BLOCK_64];
+    int32_t code_sums[3][BLOCK_64];
+    uint32_t greatest[3][WARPS_64];
+    uint64_t barrier; /* the first group's: of the block's operands */
+};
+
+/* Pieces of a group's inputs: planes of sets. */
+static __host__ __device__ inline uint32_t group_pieces(const Attend &a)
+{
+    return BLOCK_64 * a.n_sets * a.n_input_planes * a.product.n_input_pieces;
+}
+
+/* The facts of groups; then query, key, value, and two sums, or for each group pairs of float16s;
+ * the operands before them, inputs of groups and then weights, and the scores after. */
 static __host__ __device__ inline size_t attend_shared_bytes(const Attend &a)
 {
-    const Product &p = a.product;
-    size_t operands = (size_t)BLOCK_64 * PIECE_BYTES *
-                      (a.n_sets * a.n_input_planes * p.n_input_pieces +
-                       3 * a.n_weight_planes * p.n_weight_pieces);
+    size_t pieces = (size_t)a.n_groups * group_pieces(a) +
+                    (size_t)BLOCK_64 * 3 * a.n_weight_planes * a.product.n_weight_pieces;
     size_t floats = sizeof(float) * (3 * STRIDE_64 * BLOCK_64 + 2 * BLOCK_64);
-    size_t facts = 3 * BLOCK_64 * (sizeof(float) + sizeof(int32_t));
-    return facts + (operands > floats ? operands : floats);
+    size_t halves = (size_t)a.n_groups * 3 * OPERAND_64 * PIECE_BYTES;
+    size_t most = floats > halves ? floats : halves;
+    most = most > pieces * PIECE_BYTES ? most : pieces * PIECE_BYTES;
+    return a.n_groups * sizeof(GroupFacts) + most;
 }
 
 #if BITM_HAS_WGMMA
 
-/* Starts to copy 64 rows of tiles from row number `row`, which need not begin a tile. */
-static __device__ inline void copy_rows_64(const uint4 *from, size_t row, uint32_t n_pieces,
-                                           uint4 *to)
+/* The first token of a group; one without tokens reads another's. */
+static __device__ inline uint32_t group_token(uint32_t begin, uint32_t n_tokens, uint32_t group)
 {
-    uint32_t r = threadIdx.x % BLOCK_64,
-             place = r / TILE_ROWS * n_pieces * TILE_ROWS + r % TILE_ROWS;
-    uint32_t first = threadIdx.x / BLOCK_64 * TILE_ROWS, n = n_pieces * TILE_ROWS;
-    from += piece_place(row + r, 0, n_pieces);
-    to += place;
-#pragma unroll 1 /* little code, which runs once */
-    for (uint32_t i = first; i < n; i += THREADS_64 / BLOCK_64 * TILE_ROWS)
-        copy_async(to + i, from + i);
+    return begin + (group * BLOCK_64 < n_tokens ? group * BLOCK_64 : 0);
 }
 
-/* Starts to copy the operands. */
-static __device__ inline void fetch_operands(const Attend &a, size_t token, size_t output,
-                                             uint4 *to)
+/* Starts to copy the weights of a head: one thread for all. */
+static __device__ inline void fetch_weights(const Attend &a, size_t output, uint4 *to,
+                                            uint64_t *barrier)
 {
     const Product &p = a.product;
-    uint32_t n_sets = 0;
-    for (uint32_t k = 0; k < 3; k++) {
-        if (a.linears[k].set < n_sets) continue;
-        n_sets++;
-        for (uint32_t plane = 0; plane < a.n_input_planes; plane++) {
-            copy_rows_64(a.linears[k].inputs + plane * p.input_stride, token, p.n_input_pieces, to);
-            to += BLOCK_64 * p.n_input_pieces;
+    uint32_t n = BLOCK_64 * p.n_weight_pieces;
+    output = piece_place(output, 0, p.n_weight_pieces);
+#pragma unroll 1 /* little code, which one thread runs */
+    for (uint32_t k = 0; k < 3; k++)
+#pragma unroll 1
+        for (uint32_t plane = 0; plane < a.n_weight_planes; plane++, to += n)
+            copy_bulk(to, a.linears[k].weights + plane * p.weight_stride + output, n * PIECE_BYTES,
+                      barrier);
+}
+
+/* Copies planes [first, last) of the inputs: complete after the block's barrier and a phase of the
+ * other one, of which n_bytes are under way.  Where rows begin a tile one thread copies for all,
+ * otherwise each half a row of its group. */
+template <int GROUPS>
+static __device__ inline void fetch_inputs(const Attend &a, uint32_t begin, uint32_t n_tokens,
+                                           uint32_t first, uint32_t last, uint32_t n_bytes,
+                                           uint4 *to, uint64_t *barrier)
+{
+    const Product &p = a.product;
+    uint32_t n = BLOCK_64 * p.n_input_pieces, group = GROUPS > 1 ? threadIdx.y : 0;
+    bool whole = begin % TILE_ROWS == 0, leads = threadIdx.x == 0 && group == 0;
+    if (whole && leads) {
+        for (uint32_t g = 0; g < GROUPS; g++) {
+            size_t row = piece_place(group_token(begin, n_tokens, g), 0, p.n_input_pieces);
+            uint4 *set = to + g * group_pieces(a);
+#pragma unroll 1
+            for (uint32_t s = 0; s < a.n_sets; s++, set += a.n_input_planes * n)
+#pragma unroll 1
+                for (uint32_t plane = first; plane < last; plane++, n_bytes += n * PIECE_BYTES)
+                    copy_bulk(set + plane * n, a.inputs[s] + plane * p.input_stride + row,
+                              n * PIECE_BYTES, barrier);
         }
     }
-    for (uint32_t k = 0; k < 3; k++)
-        for (uint32_t plane = 0; plane < a.n_weight_planes; plane++) {
-            copy_rows_64(a.linears[k].weights + plane * p.weight_stride, output, p.n_weight_pieces,
-                         to);
-            to += BLOCK_64 * p.n_weight_pieces;
+    if (leads) expect_bytes(barrier, n_bytes);
+    if (whole) return;
+    uint32_t row = threadIdx.x % BLOCK_64, half = threadIdx.x / BLOCK_64;
+    size_t from_row =
+        piece_place(group_token(begin, n_tokens, group) + row, half, p.n_input_pieces);
+    uint4 *set = to + group * group_pieces(a) + piece_place(row, half, p.n_input_pieces);
+#pragma unroll 1
+    for (uint32_t s = 0; s < a.n_sets; s++, set += a.n_input_planes * n)
+#pragma unroll 1
+        for (uint32_t plane = first; plane < last; plane++) {
+            const uint4 *from = a.inputs[s] + plane * p.input_stride + from_row;
+#pragma unroll 3 /* 768 bits are 6 pieces */
+            for (uint32_t piece = 0; piece < p.n_input_pieces; piece += THREADS_64 / BLOCK_64)
+                copy_async(set + plane * n + piece * TILE_ROWS, from + piece * TILE_ROWS);
         }
+    copy_commit();
+    copy_wait<0>();
 }
 
 /* acc += the product [64 outputs, 64 tokens] of a term. */
@@ -108,32 +154,32 @@ static __device__ inline void multiply_head(const Product &p, const uint4 *input
 
 /* acc += the products of a term of the three linears. */
 template <bool BYTES, bool SIGNED>
-static __device__ inline void multiply_term(const Attend &a, const Term &term,
-                                            const uint4 *operands, int32_t acc[3][32])
+static __device__ inline void multiply_term(const Attend &a, const Term &term, const uint4 *inputs,
+                                            const uint4 *weights, int32_t acc[3][32])
 {
     const Product &p = a.product;
     uint32_t input_pieces = BLOCK_64 * p.n_input_pieces;
     uint32_t weight_pieces = BLOCK_64 * p.n_weight_pieces;
-    const uint4 *weights = operands + a.n_sets * a.n_input_planes * input_pieces;
 #pragma unroll
     for (uint32_t k = 0; k < 3; k++)
         multiply_head<BYTES, SIGNED>(
-            p, operands + (a.linears[k].set * a.n_input_planes + term.input_plane) * input_pieces,
+            p, inputs + (a.linears[k].set * a.n_input_planes + term.input_plane) * input_pieces,
             weights + (k * a.n_weight_planes + term.weight_plane) * weight_pieces, acc[k]);
     wgmma_wait<0>();
 }
 
-/* acc = the sums over n_terms of the three linears. */
+/* acc = the sums over n_terms of the three linears, the last not multiplied by its multiplier. */
 template <bool BYTES>
-static __device__ inline void multiply_heads(const Attend &a, uint32_t n_terms,
-                                             const uint4 *operands, int32_t acc[3][32])
+static __device__ inline void multiply_heads(const Attend &a, uint32_t n_terms, const uint4 *inputs,
+                                             const uint4 *weights, int32_t acc[3][32])
 {
-    for (uint32_t t = 0; t < n_terms; t++) {
+    for (uint32_t t = 0;;) {
         const Term &term = a.product.terms[t];
         if (BYTES && term.is_signed)
-            multiply_term<BYTES, true>(a, term, operands, acc);
+            multiply_term<BYTES, true>(a, term, inputs, weights, acc);
         else
-            multiply_term<BYTES, false>(a, term, operands, acc);
+            multiply_term<BYTES, false>(a, term, inputs, weights, acc);
+        if (++t == n_terms) break;
 #pragma unroll
         for (uint32_t k = 0; k < 3; k++)
 #pragma unroll
@@ -142,90 +188,208 @@ static __device__ inline void multiply_heads(const Attend &a, uint32_t n_terms,
     }
 }
 
-/* The results of a head's linear as floats: [component][token] if turned, else [token][component].
- * step, code_sum: those of the block's tokens. */
-static __device__ inline void finish_head(const Attend &a, const HeadLinear &linear, size_t output,
-                                          bool dense, bool turned, const float *step,
-                                          const int32_t *code_sum, const int32_t acc[32], float *to)
+/* What makes floats of the results of a head's linear. */
+struct HeadFacts {
+    float scale[2], bias[2];       /* of a thread's two components */
+    int32_t multiplier, offset[2]; /* of sums */
+    const float *step;             /* of the block's tokens */
+    const int32_t *code_sum;
+};
+
+/* dense: the last term is not multiplied, but known. */
+static __device__ inline HeadFacts head_facts(const Attend &a, uint32_t k, size_t output,
+                                              bool dense, const GroupFacts &group)
 {
-    const Product &p = a.product;
-    int32_t multiplier = p.terms[1].multiplier;
-    uint32_t first = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4, two = threadIdx.x % 4 * 2;
-    float scale[2], bias[2];
-    int32_t ones[2];
+    const HeadLinear &linear = a.linears[k];
+    const Term *last = &a.product.terms[a.product.n_terms - 1];
+    uint32_t first = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+    HeadFacts facts;
+    facts.multiplier = dense ? last[-1].multiplier * last->multiplier : last->multiplier;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        scale[half] = linear.row_scale[output + first + half * 8];
-        bias[half] = linear.bias[output + first + half * 8];
-        ones[half] = dense ? (int32_t)linear.row_ones[output + first + half * 8] : 0;
+        facts.scale[half] = linear.row_scale[output + first + half * 8];
+        facts.bias[half] = linear.bias[output + first + half * 8];
+        int32_t ones = dense ? (int32_t)linear.row_ones[output + first + half * 8] : 0;
+        facts.offset[half] = ones * last->multiplier;
     }
-    if (!dense) multiplier = 1;
+    facts.step = group.steps[k];
+    facts.code_sum = group.code_sums[k];
+    return facts;
+}
+
+/* Pair number i of a thread's results: two neighbouring tokens, as acc has them. */
+static __device__ inline float2 finished_pair(const HeadFacts &f, int i, const int32_t acc[32])
+{
+    uint32_t t = i / 2 * 8 + threadIdx.x % 4 * 2;
+    float2 steps = *(const float2 *)(f.step + t);
+    int2 code_sums = *(const int2 *)(f.code_sum + t);
+    int32_t x = acc[i * 2] * f.multiplier + (f.offset[i % 2] - code_sums.x);
+    int32_t y = acc[i * 2 + 1] * f.multiplier + (f.offset[i % 2] - code_sums.y);
+    return make_float2(fmaf((float)x, f.scale[i % 2] * steps.x, f.bias[i % 2]),
+                       fmaf((float)y, f.scale[i % 2] * steps.y, f.bias[i % 2]));
+}
+
+/* The results of a head's linear as floats: [component][token] if turned, else [token][component].
+ */
+static __device__ inline void finish_head(const HeadFacts &facts, bool turned,
+                                          const int32_t acc[32], float *to)
+{
+    uint32_t first = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4, two = threadIdx.x % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 16; i++) {
         uint32_t d = first + i % 2 * 8, t = i / 2 * 8 + two;
-        float2 steps = *(const float2 *)(step + t);
-        int2 code_sums = *(const int2 *)(code_sum + t);
-        int32_t x = (acc[i * 2] + ones[i % 2]) * multiplier - code_sums.x;
-        int32_t y = (acc[i * 2 + 1] + ones[i % 2]) * multiplier - code_sums.y;
         float *place = to + (turned ? d * STRIDE_64 + t : t * STRIDE_64 + d);
-        float first_token = fmaf((float)x, scale[i % 2] * steps.x, bias[i % 2]);
-        float second = fmaf((float)y, scale[i % 2] * steps.y, bias[i % 2]);
+        float2 pair = finished_pair(facts, i, acc);
         if (turned) {
-            *(float2 *)place = make_float2(first_token, second);
+            *(float2 *)place = pair;
         } else {
-            place[0] = first_token;
-            place[STRIDE_64] = second;
+            place[0] = pair.x;
+            place[STRIDE_64] = pair.y;
         }
     }
 }
 
+/* An operand of attention_tensor.cuh: a thread's two components of 8 tokens are those of two tiles
+ * of each part, turned. */
+static __device__ inline void store_head_halves(const float values[32], float scale, uint4 *to)
+{
+    to += threadIdx.x / WARP * 2 * NEXT_PIECE + row_of_tiles(NEXT_PIECE, PART_64);
+#pragma unroll
+    for (int tile = 0; tile < BLOCK_64 / TILE_ROWS; tile++) {
+        uint32_t tiles[4];
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const float *pair = values + tile * 4 + half * 2;
+            split_pair(pair[0] * scale, pair[1] * scale, &tiles[half], &tiles[2 + half]);
+        }
+        store_tiles_turned(to + tile * NEXT_TILES, tiles);
+    }
+}
+
+/* Attention on tensor cores, from the results of a group's three linears; the group has the
+ * sequence's tokens from `first` on. */
+template <int GROUPS>
+static __device__ inline void
+attend_tensor(const Attend &a, uint32_t begin, uint32_t n_tokens, uint32_t first, size_t output,
+              bool dense, const int32_t acc[3][32], GroupFacts *groups, uint4 *operands)
+{
+    uint32_t group = first / BLOCK_64, n = first < n_tokens ? n_tokens - first : 0;
+    uint4 *mine = operands + group * 3 * OPERAND_64;
+    float values[3][32];
+#pragma unroll
+    for (uint32_t k = 0; k < 3; k++) {
+        HeadFacts facts = head_facts(a, k, output, dense, groups[group]);
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            float2 pair = finished_pair(facts, i, acc[k]);
+            values[k][i * 2] = pair.x;
+            values[k][i * 2 + 1] = pair.y;
+        }
+        if (n < BLOCK_64) {
+#pragma unroll
+            for (uint32_t i = 0; i < 32; i++)
+                if (i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2 >= n) values[k][i] = 0.0F;
+        }
+        tell_greatest(values[k], groups[group].greatest[k]);
+    }
+    __syncthreads(); /* operands of the linears are done with */
+#pragma unroll
+    for (uint32_t k = 0; k < 3; k++)
+        store_head_halves(values[k], half_scale(groups[group].greatest[k]).to,
+                          mine + k * OPERAND_64);
+    wait_for_operands();
+    if (n == 0) return;
+    QueryState state;
+    begin_queries(&state);
+    HalfScale query_scale = half_scale(groups[group].greatest[0]);
+    uint32_t stage = 0;
+    do {
+        const uint4 *keys = operands + (stage * 3 + 1) * OPERAND_64;
+        add_keys(mine, keys, keys + OPERAND_64, n_tokens - stage * BLOCK_64,
+                 exponent_factor(a.attention, query_scale, half_scale(groups[stage].greatest[1])),
+                 half_scale(groups[stage].greatest[2]).from, &state);
+    } while (++stage < GROUPS && stage * BLOCK_64 < n_tokens);
+    uint32_t row = threadIdx.x / WARP * QUERIES_A_WARP;
+    store_context_tensor(a.attention, begin + first + row, row < n ? n - row : 0, (uint32_t)output,
+                         state);
+}
+
 #endif
 
-template <bool BYTES>
-static __global__ void __launch_bounds__(THREADS_64, BYTES ? 3 : 4) attend_kernel(Attend a)
+/* A block has THREADS_64 x GROUPS threads.  TENSOR: attention as attention_tensor.cuh has it;
+ * otherwise there is one group. */
+template <bool BYTES, bool TENSOR, int GROUPS>
+static __global__ void __launch_bounds__(THREADS_64 *GROUPS, (BYTES ? 3 : 4) / GROUPS)
+    attend_kernel(Attend a)
 {
 #if BITM_HAS_WGMMA
     BITM_DYNAMIC_SHARED(shared);
     const Product &p = a.product;
-    uint32_t begin = a.attention.first[blockIdx.y];
-    uint32_t n_tokens = a.attention.first[blockIdx.y + 1] - begin;
-    if (n_tokens == 0) return;
+    uint32_t begin = a.attention.first[blockIdx.y], end = a.attention.first[blockIdx.y + 1];
     size_t output = (size_t)blockIdx.x * HEAD_64;
-    float *steps = (float *)shared;
-    int32_t *code_sums = (int32_t *)(steps + 3 * BLOCK_64);
-    uint4 *operands = (uint4 *)(code_sums + 3 * BLOCK_64);
+    uint32_t group = GROUPS > 1 ? threadIdx.y : 0, first = group * BLOCK_64;
+    GroupFacts *groups = (GroupFacts *)shared, *mine = groups + group;
+    uint4 *operands = (uint4 *)(groups + GROUPS), *inputs = operands + group * group_pieces(a);
+    uint4 *weights = operands + GROUPS * group_pieces(a);
     float *queries = (float *)operands, *keys = queries + BLOCK_64 * STRIDE_64;
     float *values = keys + BLOCK_64 * STRIDE_64, *sums = values + BLOCK_64 * STRIDE_64;
     float *scores = queries; /* in their place */
-
-    fetch_operands(a, begin, output, operands);
-    copy_commit();
-    bool full = true; /* as in gemm_wgmma.cuh */
-    if (threadIdx.x < BLOCK_64) {
-        uint32_t t = begin + threadIdx.x;
-#pragma unroll
-        for (uint32_t k = 0; k < 3; k++) {
-            const HeadLinear &linear = a.linears[k];
-            steps[k * BLOCK_64 + threadIdx.x] = linear.step[t];
-            code_sums[k * BLOCK_64 + threadIdx.x] = p.subtract_code_sum ? linear.code_sum[t] : 0;
-            full = full && (linear.n_nonzero == NULL || threadIdx.x >= n_tokens ||
-                            linear.n_nonzero[t] == p.n_columns);
-        }
+    if (begin == end) return;
+    uint32_t n_tokens = end - begin;
+    if (threadIdx.x == 0 && group == 0) {
+        init_barrier(&groups->barrier);
+        fetch_weights(a, output, weights, &groups->barrier);
     }
-    copy_wait<0>();
-    bool dense = __syncthreads_and(full) != 0 && a.linears[0].n_nonzero != NULL;
+
+    /* As in gemm_wgmma.cuh: the last plane of signs is that of the last term, which is known where
+     * no sign is 0. */
+    bool has_last = a.linears[0].n_nonzero == NULL, full = true;
+    uint32_t n_planes = a.n_input_planes, n_first = has_last ? n_planes : n_planes - 1;
+    /* Read at once and used later, so that nothing waits for one after the other: half of the
+     * threads have steps, half sums of codes. */
+    uint32_t token = group_token(begin, n_tokens, group), t = threadIdx.x % BLOCK_64;
+    uint32_t facts[3], counts[3];
+#pragma unroll
+    for (uint32_t k = 0; k < 3; k++) {
+        const HeadLinear &linear = a.linears[k];
+        const void *from = threadIdx.x < BLOCK_64 ? (const void *)linear.step : linear.code_sum;
+        facts[k] = ((const uint32_t *)from)[token + t];
+        counts[k] = has_last ? 0 : linear.n_nonzero[token + t];
+    }
+    uint32_t weight_bytes = BLOCK_64 * 3 * a.n_weight_planes * p.n_weight_pieces * PIECE_BYTES;
+    fetch_inputs<GROUPS>(a, begin, n_tokens, 0, n_first, weight_bytes, operands, &groups->barrier);
+#pragma unroll
+    for (uint32_t k = 0; k < 3; k++) {
+        if (threadIdx.x < BLOCK_64)
+            mine->steps[k][t] = __uint_as_float(facts[k]);
+        else
+            mine->code_sums[k][t] = p.subtract_code_sum ? (int32_t)facts[k] : 0;
+        full &= (first + t >= n_tokens) | (counts[k] == p.n_columns);
+    }
+    bool dense = __syncthreads_and(full) != 0 && !has_last;
+    wait_for_phase(&groups->barrier, 0);
+    if (!dense && !has_last) {
+        __syncthreads(); /* nobody waits for the first phase any more */
+        fetch_inputs<GROUPS>(a, begin, n_tokens, n_first, n_planes, 0, operands, &groups->barrier);
+        __syncthreads();
+        wait_for_phase(&groups->barrier, 1);
+    }
     int32_t acc[3][32];
 #pragma unroll
     for (int k = 0; k < 3; k++)
 #pragma unroll
         for (int i = 0; i < 32; i++)
             acc[k][i] = 0;
-    multiply_heads<BYTES>(a, dense ? p.n_terms - 1 : p.n_terms, operands, acc);
+    multiply_heads<BYTES>(a, dense ? p.n_terms - 1 : p.n_terms, inputs, weights, acc);
+    if (TENSOR) {
+        attend_tensor<GROUPS>(a, begin, n_tokens, first, output, dense, acc, groups, operands);
+        return;
+    }
     __syncthreads(); /* operands are done with */
 #pragma unroll
     for (uint32_t k = 0; k < 3; k++)
-        finish_head(a, a.linears[k], output, dense, k < 2, steps + k * BLOCK_64,
-                    code_sums + k * BLOCK_64, acc[k], queries + k * BLOCK_64 * STRIDE_64);
+        finish_head(head_facts(a, k, output, dense, *mine), k < 2, acc[k],
+                    queries + k * BLOCK_64 * STRIDE_64);
     __syncthreads();
 
     uint32_t i = threadIdx.x / 16 * QUERIES_64, j = threadIdx.x % 16 * KEYS_64;

@@ -66,8 +66,13 @@ static void plain_attention(const Work &w, const Encoding *encoding)
     Attention a = attention_of(w, encoding);
     uint32_t n_blocks = ceil_div(batch.max_length, BLOCK_64) * config->n_heads * batch.n_sequences;
     size_t shared = attention64_shared_bytes(batch.max_length);
+    dim3 grid(ceil_div(batch.max_length, BLOCK_64), config->n_heads, batch.n_sequences);
+    if (config->head_size == HEAD_64 && model->tensor_attention) {
+        BITM_LAUNCH(attention_tensor_kernel, grid, THREADS_64, attention_tensor_shared_bytes(),
+                    w.session->stream, a);
+        return;
+    }
     if (config->head_size == HEAD_64 && shared <= model->shared_bytes) {
-        dim3 grid(ceil_div(batch.max_length, BLOCK_64), config->n_heads, batch.n_sequences);
         BITM_LAUNCH(attention64_kernel, grid, THREADS_64, shared, w.session->stream, a);
         return;
     }
@@ -76,7 +81,7 @@ static void plain_attention(const Work &w, const Encoding *encoding)
     a.n_queries = shape.n_queries;
     a.n_keys = shape.n_keys;
     a.score_stride = score_stride(batch.max_length, shape.n_keys);
-    dim3 grid(ceil_div(batch.max_length, shape.n_queries), config->n_heads, batch.n_sequences);
+    grid.x = ceil_div(batch.max_length, shape.n_queries);
     if (ceil_div(config->head_size, LANES) == 4)
         BITM_LAUNCH(attention_kernel<4>, grid, ATTENTION_THREADS, shape.shared_bytes,
                     w.session->stream, a);
@@ -202,12 +207,15 @@ static bool plan_attend(const Work &w, const Layer &layer, const float *x, Input
 {
     const Linear *const linears[] = {&layer.query, &layer.key, &layer.value};
     const bitm_device_model *model = w.session->model;
-    if (model->has_wgmma == 0 || w.batch->max_length > BLOCK_64 || !is_plain(model, layer) ||
-        model->network.config->head_size != HEAD_64)
+    uint32_t n_groups =
+        w.batch->max_length > BLOCK_64 ? ceil_div(w.batch->max_length, BLOCK_64) : 1;
+    if (model->has_wgmma == 0 || n_groups > (model->tensor_attention ? 2u : 1u) ||
+        !is_plain(model, layer) || model->network.config->head_size != HEAD_64)
         return false;
     for (int i = 0; i < 3; i++)
         if (!is_plain_product(w, *linears[i])) return false;
     *a = Attend();
+    a->n_groups = n_groups;
     for (int i = 0; i < 3; i++) {
         const Branch *branch = &linears[i]->branches[0];
         if (inputs[i].made_for == NULL && i > 0 && is_same(inputs[i - 1].made_for, branch))
@@ -219,11 +227,10 @@ static bool plan_attend(const Work &w, const Layer &layer, const float *x, Input
             memcmp(p.terms, a->product.terms, p.n_terms * sizeof p.terms[0]) != 0)
             return false;
         uint32_t set = a->n_sets;
-        for (int k = 0; k < i; k++)
-            if (a->linears[k].inputs == p.inputs) set = a->linears[k].set;
-        if (set == a->n_sets) a->n_sets++;
-        a->linears[i] = HeadLinear{p.inputs,
-                                   p.weights,
+        for (uint32_t k = 0; k < a->n_sets; k++)
+            if (a->inputs[k] == p.inputs) set = k;
+        if (set == a->n_sets) a->inputs[a->n_sets++] = p.inputs;
+        a->linears[i] = HeadLinear{p.weights,
                                    set,
                                    p.n_nonzero,
                                    inputs[i].facts.step,
@@ -241,6 +248,20 @@ static bool plan_attend(const Work &w, const Layer &layer, const float *x, Input
     return attend_shared_bytes(*a) <= model->shared_bytes;
 }
 
+template <bool BYTES> static void launch_attend(const Work &w, const Attend &a)
+{
+    dim3 grid(w.session->model->network.config->n_heads, w.batch->n_sequences);
+    dim3 block(THREADS_64, a.n_groups);
+    size_t shared = attend_shared_bytes(a);
+    cudaStream_t stream = w.session->stream;
+    if (a.n_groups > 1)
+        BITM_LAUNCH((attend_kernel<BYTES, true, 2>), grid, block, shared, stream, a);
+    else if (w.session->model->tensor_attention)
+        BITM_LAUNCH((attend_kernel<BYTES, true, 1>), grid, block, shared, stream, a);
+    else
+        BITM_LAUNCH((attend_kernel<BYTES, false, 1>), grid, block, shared, stream, a);
+}
+
 bool attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3], Inputs *context)
 {
     Attend a;
@@ -250,21 +271,28 @@ bool attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
     *context = Inputs();
     if (encodes) plan_in_parts(w, layer.attention_output, context, &encoding);
     a.attention = attention_of(w, encodes ? &encoding : NULL);
-    dim3 grid(w.session->model->network.config->n_heads, w.batch->n_sequences);
-    size_t shared = attend_shared_bytes(a);
     if (are_bytes(inputs[0].form))
-        BITM_LAUNCH(attend_kernel<true>, grid, THREADS_64, shared, w.session->stream, a);
+        launch_attend<true>(w, a);
     else
-        BITM_LAUNCH(attend_kernel<false>, grid, THREADS_64, shared, w.session->stream, a);
+        launch_attend<false>(w, a);
     if (encodes) sum_planes(w, encoding);
     return true;
+}
+
+template <bool BYTES>
+static bitm_status allow_attend(const bitm_device_model *model, bitm_error *err)
+{
+    BITM_TRY_STATUS(allow_shared(attend_kernel<BYTES, false, 1>, model, err));
+    BITM_TRY_STATUS(allow_shared(attend_kernel<BYTES, true, 1>, model, err));
+    return allow_shared(attend_kernel<BYTES, true, 2>, model, err);
 }
 
 bitm_status prepare_attention(const bitm_device_model *model, bitm_error *err)
 {
     BITM_TRY_STATUS(allow_shared(attention64_kernel, model, err));
-    BITM_TRY_STATUS(allow_shared(attend_kernel<true>, model, err));
-    BITM_TRY_STATUS(allow_shared(attend_kernel<false>, model, err));
+    BITM_TRY_STATUS(allow_shared(attention_tensor_kernel, model, err));
+    BITM_TRY_STATUS(allow_attend<true>(model, err));
+    BITM_TRY_STATUS(allow_attend<false>(model, err));
     BITM_TRY_STATUS(allow_shared(attention_kernel<4>, model, err));
     BITM_TRY_STATUS(allow_shared(attention_kernel<0>, model, err));
     BITM_TRY_STATUS(allow_shared(general_attention_kernel, model, err));

@@ -33,6 +33,22 @@ struct Attention {
     Encoding encoding;
 };
 
+/* Writes the word of a row's planes that begins at a column. */
+static __device__ inline void store_word(const Encoding &e, size_t token, bool is_row,
+                                         uint32_t column, const uint32_t planes[2])
+{
+    uint32_t n_bits[2] = {0, 0};
+    uint32_t *word = (uint32_t *)(e.planes + piece_place(token, column / PIECE_BITS, e.n_pieces)) +
+                     column % PIECE_BITS / 32;
+#pragma unroll
+    for (uint32_t p = 0; p < 2; p++) {
+        if (p >= n_planes_of(e)) continue;
+        n_bits[p] = (uint32_t)__popc(planes[p]);
+        if (is_row) word[p * e.plane_stride * 4] = planes[p];
+    }
+    if (e.counts && is_row) count_bits(e, token, (int32_t)n_bits[0], (int32_t)n_bits[1]);
+}
+
 /* Writes a tile of the context as bits, the first n_rows of at most 8.  8 neighbouring threads have
  * the 32 columns of a word of each row; transposed, each has the word of a row. */
 template <int ROWS, int RULE>
@@ -40,7 +56,7 @@ static __device__ inline void store_bits_by(const Encoding &e, size_t token, uin
                                             uint32_t column, const float context[ROWS][SCORE_TILE],
                                             const float factors[ROWS])
 {
-    uint32_t planes[2] = {0, 0}, row = threadIdx.x % 8, n_bits[2] = {0, 0};
+    uint32_t planes[2] = {0, 0}, row = threadIdx.x % 8;
 #pragma unroll
     for (uint32_t c = 0; c < SCORE_TILE; c++) {
         float shift = shift_of(e, column + c);
@@ -49,18 +65,10 @@ static __device__ inline void store_bits_by(const Encoding &e, size_t token, uin
             add_bits<RULE>(e, context[r][c] * factors[r] + shift, r * SCORE_TILE + c, planes);
     }
     finish_bits<RULE>(e, planes);
-    bool is_row = row < ROWS && row < n_rows;
-    uint32_t *word =
-        (uint32_t *)(e.planes + piece_place(token + row, column / PIECE_BITS, e.n_pieces)) +
-        column % PIECE_BITS / 32;
 #pragma unroll
-    for (uint32_t p = 0; p < 2; p++) {
-        if (p >= n_planes_of(e)) continue;
-        uint32_t bits = transpose_nibbles_8(planes[p]);
-        n_bits[p] = (uint32_t)__popc(bits);
-        if (is_row) word[p * e.plane_stride * 4] = bits;
-    }
-    if (e.counts && is_row) count_bits(e, token + row, (int32_t)n_bits[0], (int32_t)n_bits[1]);
+    for (uint32_t p = 0; p < 2; p++)
+        if (p < n_planes_of(e)) planes[p] = transpose_nibbles_8(planes[p]);
+    store_word(e, token + row, row < ROWS && row < n_rows, column, planes);
 }
 
 template <int ROWS>

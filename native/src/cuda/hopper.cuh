@@ -17,14 +17,20 @@ namespace bitm {
 
 #if BITM_HAS_WGMMA
 
-/* The shared memory matrix descriptor of tiles: their 8 rows are 128 bytes, the next 16 bytes of a
- * row are 128 bytes on (leading offset), the next 8 rows a stage's pieces of them (stride offset).
- */
-static __device__ inline uint64_t tile_descriptor(const void *tiles, uint32_t pieces)
+/* The shared memory matrix descriptor of tiles, 128 bytes each, whose neighbours along the summed
+ * dimension are `leading` bytes on, along the other `stride` bytes. */
+static __device__ inline uint64_t matrix_descriptor(const void *tiles, uint64_t leading,
+                                                    uint64_t stride)
 {
     uint32_t address = (uint32_t)__cvta_generic_to_shared(tiles);
-    uint64_t leading = 128 / 16, stride = pieces * 128 / 16;
-    return (uint64_t)((address & 0x3FFFF) >> 4) | leading << 16 | stride << 32;
+    return (uint64_t)((address & 0x3FFFF) >> 4) | leading / 16 << 16 | stride / 16 << 32;
+}
+
+/* That of tiles whose rows are summed over: a row goes on in the next tile, the next 8 rows are a
+ * stage's pieces of them on. */
+static __device__ inline uint64_t tile_descriptor(const void *tiles, uint32_t pieces)
+{
+    return matrix_descriptor(tiles, 128, pieces * 128);
 }
 
 #if !defined(BITM_EMULATED_HOPPER)
@@ -44,9 +50,12 @@ template <int N> static __device__ inline void wgmma_wait()
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
-#define BITM_D8(i)                                                                                 \
-    "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]),    \
-        "+r"(d[i + 6]), "+r"(d[i + 7])
+#define BITM_D8_AS(type, i)                                                                        \
+    type(d[i]), type(d[i + 1]), type(d[i + 2]), type(d[i + 3]), type(d[i + 4]), type(d[i + 5]),    \
+        type(d[i + 6]), type(d[i + 7])
+#define BITM_D8(i) BITM_D8_AS("+r", i)
+#define BITM_FLOATS_D32                                                                            \
+    BITM_D8_AS("+f", 0), BITM_D8_AS("+f", 8), BITM_D8_AS("+f", 16), BITM_D8_AS("+f", 24)
 
 /* The registers of a result [64, N], half as many as N in a thread, and their places in the text. */
 #define BITM_D16 BITM_D8(0), BITM_D8(8)
@@ -92,10 +101,55 @@ static __device__ inline void copy_async(void *to, const void *from)
         : "memory");
 }
 
+/* A barrier in shared memory that bulk copies arrive at; it can be waited for in the order of its
+ * phases, once the block has met another barrier after this. */
+static __device__ inline void init_barrier(uint64_t *barrier)
+{
+    asm volatile(
+        "mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"((uint32_t)__cvta_generic_to_shared(barrier))
+        : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+/* Ends a phase as soon as so many bytes have come, of copies already started or not. */
+static __device__ inline void expect_bytes(uint64_t *barrier, uint32_t n_bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(barrier)),
+                 "r"(n_bytes)
+                 : "memory");
+}
+
+/* Starts to copy a multiple of 16 bytes; one thread does it for all. */
+static __device__ inline void copy_bulk(void *to, const void *from, uint32_t n_bytes,
+                                        uint64_t *barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+                 "l"(from), "r"(n_bytes), "r"((uint32_t)__cvta_generic_to_shared(barrier))
+                 : "memory");
+}
+
+static __device__ inline void wait_for_phase(uint64_t *barrier, uint32_t phase)
+{
+    asm volatile("{.reg .pred done;\n"
+                 "wait: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra wait;}" ::"r"((uint32_t)__cvta_generic_to_shared(barrier)),
+                 "r"(phase)
+                 : "memory");
+}
+
 /* Ends a group of copies. */
 static __device__ inline void copy_commit()
 {
     asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* What this thread has stored in shared memory becomes visible to products; the block's barrier is
+ * to follow. */
+static __device__ inline void publish_tiles()
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 /* Waits until at most N groups of this thread's copies are under way, and makes what has come
@@ -103,7 +157,35 @@ static __device__ inline void copy_commit()
 template <int N> static __device__ inline void copy_wait()
 {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    publish_tiles();
+}
+
+/* d [64 rows, 64 columns] += a x b over 16 float16s.  Turned: b's tiles have its columns as rows,
+ * and a is in registers. */
+static __device__ inline void wgmma_halves(float d[32], uint64_t a, uint64_t b)
+{
+    asm volatile("{wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" BITM_PLACES32
+                 "}, %32, %33, 1, 1, 1, 0, 0;}"
+                 : BITM_FLOATS_D32
+                 : "l"(a), "l"(b));
+}
+
+static __device__ inline void wgmma_halves_turned(float d[32], const uint32_t a[4], uint64_t b)
+{
+    asm volatile("{wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" BITM_PLACES32
+                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;}"
+                 : BITM_FLOATS_D32
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+/* Four tiles, of whose rows and columns threads have what mma leaves: columns become rows.  A
+ * thread has the address of a row of one. */
+static __device__ inline void store_tiles_turned(void *row, const uint32_t tiles[4])
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(row)),
+                 "r"(tiles[0]), "r"(tiles[1]), "r"(tiles[2]), "r"(tiles[3])
+                 : "memory");
 }
 
 #define BITM_WGMMA_BYTES(n, types, places, operands, ...)                                          \

@@ -82,6 +82,7 @@ struct bitm_device_model {
     int device;
     size_t shared_bytes; /* most that a block may have */
     uint32_t has_wgmma;
+    bool tensor_attention;
     bitm_network network; /* host pointers */
     bitm_device_memory memory[2];
     uint8_t *copies[2]; /* of the memory */
@@ -92,7 +93,7 @@ struct bitm_device_model {
     bitm::NormWeights embedding_norm, pooler_norm, mlm_norm;
     bitm::Matrix word, word_second, position, token_type;
     const float *ones; /* as long as the longest row */
-    char description[256];
+    char description[320];
 };
 
 namespace bitm {
@@ -109,8 +110,8 @@ template <typename T> const T *on_device(const bitm_device_model *model, const T
 
 bitm_status describe(uint32_t device, char *text, size_t n_bytes, bitm_error *err);
 bitm_status model_create(uint32_t device, const bitm_network *network,
-                         const bitm_device_memory memory[2], bitm_device_model **model,
-                         bitm_error *err);
+                         const bitm_device_memory memory[2], bool tensor_attention,
+                         bitm_device_model **model, bitm_error *err);
 void model_free(bitm_device_model *model);
 
 bitm_status session_plan(const bitm_device_model *model, bitm_device_limits *limits,

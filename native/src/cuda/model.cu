@@ -252,24 +252,32 @@ static const char *products_of_bytes(int code, bool wgmma)
     return code >= 80 ? "mma s8" : code >= 61 && code != 62 ? "dp4a" : "imad";
 }
 
+static bitm_status find_code(int *code, bitm_error *err)
+{
+    cudaFuncAttributes attributes;
+    BITM_CUDA_TRY(cudaFuncGetAttributes(&attributes, (const void *)has_wgmma_kernel),
+                  "asking for the device's code", err);
+    *code = attributes.binaryVersion;
+    return BITM_OK;
+}
+
 bitm_status describe(uint32_t device, char *text, size_t n_bytes, bitm_error *err)
 {
     cudaDeviceProp properties;
-    cudaFuncAttributes code;
+    int code = 0;
     uint32_t has_wgmma = 0;
     BITM_CUDA_TRY(cudaSetDevice((int)device), "choosing the device", err);
     BITM_CUDA_TRY(cudaGetDeviceProperties(&properties, (int)device), "asking for the device", err);
-    BITM_CUDA_TRY(cudaFuncGetAttributes(&code, (const void *)has_wgmma_kernel),
-                  "asking for the device's code", err);
-    bitm_status status = find_wgmma(&has_wgmma, err);
+    bitm_status status = find_code(&code, err);
+    if (status == BITM_OK) status = find_wgmma(&has_wgmma, err);
     if (status != BITM_OK) return status;
     bool wgmma = has_wgmma != 0;
-    (void)snprintf(text, n_bytes,
-                   "cuda:%u: %.128s, compute capability %d.%d, %d multiprocessors; bits by %s, bytes "
-                   "by %s",
-                   device, properties.name, properties.major, properties.minor,
-                   properties.multiProcessorCount, products_of_bits(code.binaryVersion, wgmma),
-                   products_of_bytes(code.binaryVersion, wgmma));
+    (void)snprintf(
+        text, n_bytes,
+        "cuda:%u: %.128s, compute capability %d.%d, %d multiprocessors; bits by %s, bytes "
+        "by %s",
+        device, properties.name, properties.major, properties.minor, properties.multiProcessorCount,
+        products_of_bits(code, wgmma), products_of_bytes(code, wgmma));
     return BITM_OK;
 }
 
@@ -285,9 +293,25 @@ static bitm_status ask_device(bitm_device_model *model, bitm_error *err)
     return describe((uint32_t)model->device, model->description, sizeof model->description, err);
 }
 
+/* The condition is that of attention_tensor.cuh. */
+static bitm_status use_tensor_attention(bitm_device_model *model, bitm_error *err)
+{
+    int code = 0;
+    bitm_status status = find_code(&code, err);
+    if (status != BITM_OK) return status;
+    if (code < 80)
+        return bitm_fail(
+            err, BITM_UNSUPPORTED,
+            "kernels: attention=tensor needs a GPU of compute capability 8.0 or above");
+    model->tensor_attention = true;
+    size_t n = strlen(model->description);
+    (void)snprintf(model->description + n, sizeof model->description - n, "; attention=tensor");
+    return BITM_OK;
+}
+
 bitm_status model_create(uint32_t device, const bitm_network *network,
-                         const bitm_device_memory memory[2], bitm_device_model **model,
-                         bitm_error *err)
+                         const bitm_device_memory memory[2], bool tensor_attention,
+                         bitm_device_model **model, bitm_error *err)
 {
     BITM_CUDA_TRY(cudaSetDevice((int)device), "choosing the device", err);
     bitm_device_model *created = new (std::nothrow) bitm_device_model();
@@ -302,6 +326,7 @@ bitm_status model_create(uint32_t device, const bitm_network *network,
     created->memory[0] = memory[0];
     created->memory[1] = memory[1];
     bitm_status status = ask_device(created, err);
+    if (status == BITM_OK && tensor_attention) status = use_tensor_attention(created, err);
     if (status == BITM_OK) status = upload(created, err);
     if (status != BITM_OK) {
         model_free(created);

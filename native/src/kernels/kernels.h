@@ -281,6 +281,7 @@ typedef struct bitm_kernel_table {
 #undef BITM_OP
     const bitm_packing *packing[BITM_N_OPS]; /* of the kernel; NULL: none */
     size_t scratch_bytes[BITM_N_OPS];        /* of the kernel */
+    bool tensor_attention; /* of a device: attention need not have the canonical order */
 } bitm_kernel_table;
 
 #endif

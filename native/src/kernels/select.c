@@ -86,6 +86,10 @@ static bool equals(const char *name, const char *text, size_t n)
 /* One "op=variant" of n characters. */
 static bitm_status force(bitm_kernel_table *table, const char *text, size_t n, bitm_error *err)
 {
+    if (equals("attention=tensor", text, n)) {
+        table->tensor_attention = true;
+        return BITM_OK;
+    }
     const char *sign = memchr(text, '=', n);
     BITM_CHECK(sign != NULL, BITM_ARGUMENT, err, "kernels: '%.*s' is not op=variant", (int)n, text);
     size_t op_length = (size_t)(sign - text), variant_length = n - op_length - 1;
@@ -106,6 +110,7 @@ bitm_status bitm_kernels_select(bitm_kernel_table *table, const char *forced, bi
 {
     for (size_t i = N_ENTRIES; i-- > 0;)
         if (bitm_cpu_prefers(entries[i].tier)) choose(table, &entries[i]);
+    table->tensor_attention = false;
     while (forced != NULL && *forced != '\0') {
         size_t n = strcspn(forced, ",");
         BITM_TRY(force(table, forced, n, err));

@@ -7,7 +7,7 @@
 
 /* Takes the first kernel of each op that this machine runs, then those that `forced` names
  * ("op=variant,op=variant", NULL: none).  A name that does not exist is BITM_ARGUMENT, a kernel
- * that this machine cannot run is BITM_UNSUPPORTED. */
+ * that this machine cannot run is BITM_UNSUPPORTED.  "attention=tensor", a device's, is noted. */
 bitm_status bitm_kernels_select(bitm_kernel_table *table, const char *forced, bitm_error *err);
 
 /* Lists kernels as bitm_kernels of bitm.h does: `chosen` by the table, `modes` by the ops of each
