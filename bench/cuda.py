@@ -32,6 +32,8 @@ from bitm_formats import Config, DType, Layout, ModelFile, Quantizer, Tensor  # 
 
 SHAPES = [(1, 64), (32, 128), (128, 64), (512, 64)]
 BITS_PER_S, INT8_PER_S, FLOATS_PER_S, BYTES_PER_S = 7.707e15, 0.967e15, 29.6e12, 3.0e12
+HALVES_PER_S = 495e12  # the data sheet's, of an H100
+TENSOR = "attention=tensor"
 VOCAB, HIDDEN, LAYERS, HEADS, INNER, POSITIONS = 30522, 768, 12, 12, 3072, 512
 SENTENCES = 4096
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -108,15 +110,16 @@ def bert_base(signs: bool) -> ModelFile:
     return model
 
 
-def floor_ms(batch: int, length: int, signs: bool) -> tuple[float, float]:
-    """Milliseconds that the products of the linears take at the rate measured, and those that float
-    attention and one reading of the weights take."""
+def floor_ms(batch: int, length: int, signs: bool, kernels: str | None) -> tuple[float, float]:
+    """Milliseconds that the products of the linears, with one reading of the weights, take at the
+    rate measured, and those of attention: floats, or three times halves on tensor cores."""
     tokens = batch * length
     linears = tokens * LAYERS * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * INNER)
     attention = tokens * LAYERS * 2 * length * HIDDEN
     weights = linears / tokens / 8 / BYTES_PER_S
     rate = BITS_PER_S if signs else INT8_PER_S
-    return max(linears / rate, weights) * 1e3, attention / FLOATS_PER_S * 1e3
+    attention_s = attention / FLOATS_PER_S if kernels is None else 3 * attention / HALVES_PER_S
+    return max(linears / rate, weights) * 1e3, attention_s * 1e3
 
 
 def torch_encoders(names: list[str]) -> dict[str, Callable[[np.ndarray[Any, Any]], Any]]:
@@ -156,8 +159,9 @@ def median_ms(run: Callable[[], object], wait: Callable[[], object], n: int) -> 
 class Bench:
     """The encoder alone: one session, run through the library so that nothing else is timed."""
 
-    def __init__(self, path: Path, activations: str) -> None:
-        self.model = Model(path, device="cuda", activations=activations)
+    def __init__(self, path: Path, signs: bool, kernels: str | None) -> None:
+        self.signs, self.kernels = signs, kernels
+        self.model = Model(path, device="cuda", activations="int8", kernels=kernels)
 
     def encode(self, ids: np.ndarray[Any, Any]) -> Callable[[], object]:
         """A run whose results stay on the device: no position is asked for.  It waits for the run
@@ -172,16 +176,16 @@ class Bench:
 
 
 def measure(
-    benches: dict[str, tuple[Bench, bool]], torch_runs: dict[str, Callable[[Any], Any]], n: int
+    benches: dict[str, Bench], torch_runs: dict[str, Callable[[Any], Any]], n: int
 ) -> list[dict[str, Any]]:
     """Medians at every shape: {batch, length, what, ms}, and our floor_ms."""
     results: list[dict[str, Any]] = []
     for batch, length in SHAPES:
         ids = np.random.default_rng(1).integers(1000, VOCAB, (batch, length))
         shape = {"batch": batch, "length": length}
-        for name, (bench, signs) in benches.items():
+        for name, bench in benches.items():
             ms = median_ms(bench.encode(ids), lambda: None, n)
-            floor = sum(floor_ms(batch, length, signs))
+            floor = sum(floor_ms(batch, length, bench.signs, bench.kernels))
             results.append({**shape, "what": f"bitm {name}", "ms": ms, "floor_ms": floor})
         for name, run in torch_runs.items():
             import torch
@@ -214,9 +218,10 @@ def main() -> None:
         for name, signs in (("W1A1", True), ("W1A8", False)):
             path = Path(folder) / f"{name}.bitm"
             bitm_formats.write(path, bert_base(signs))
-            benches[name] = (Bench(path, "int8"), signs)
+            benches[name] = Bench(path, signs, None)
+            benches[f"{name} {TENSOR}"] = Bench(path, signs, TENSOR)
         torch_runs = torch_encoders(arguments.torch.split(",")) if arguments.torch else {}
-        model = benches["W1A8"][0].model
+        model = benches["W1A8"].model
         document = {
             **provenance("python bench/cuda.py"),
             "device": model.info["device"],

@@ -1,7 +1,8 @@
 """Times of the GPU's kernels in one run of an encoder, added up by kernel.
 
-`python bench/cuda_stages.py MODEL BATCH LENGTH [MODE]` runs itself under ncu, which serializes
-kernels and times each; their sum is what a run takes but for the gaps between launches.
+`python bench/cuda_stages.py MODEL BATCH LENGTH [MODE] [--kernels FORCED]` runs itself under ncu,
+which serializes kernels and times each; their sum is what a run takes but for the gaps between
+launches.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "formats")]
 
 
-def run(path: Path, batch: int, length: int, mode: str) -> None:
+def run(path: Path, batch: int, length: int, mode: str, kernels: str | None) -> None:
     """One run: the first of a shape, which is not recorded as a graph."""
     from bitm import Model
 
-    with Model(path, device="cuda", activations=mode) as model:
+    with Model(path, device="cuda", activations=mode, kernels=kernels) as model:
         ids = np.random.default_rng(1).integers(5, model.info["vocab_size"], (batch, length))
         model.hidden_states(ids)
 
@@ -34,10 +35,17 @@ def main() -> None:
     parser.add_argument("batch", type=int)
     parser.add_argument("length", type=int)
     parser.add_argument("mode", nargs="?", default="int8")
+    parser.add_argument("--kernels", help="attention=tensor")
     parser.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inner:
-        run(arguments.model, arguments.batch, arguments.length, arguments.mode)
+        run(
+            arguments.model,
+            arguments.batch,
+            arguments.length,
+            arguments.mode,
+            arguments.kernels,
+        )
         return
     command = ["ncu", "--csv", "--metrics", "gpu__time_duration.sum,dram__bytes.sum"]
     command += ["--clock-control", "none", "--cache-control", "none"]  # as in a run
