@@ -103,7 +103,7 @@ typedef struct bitm_model_options {
     uint32_t reserved; /* 0 */
     /* "op=variant,..." forces kernels, for instance "gemm_w1a8=scalar"; NULL: the best of this CPU.
      * A GPU has one choice, "attention=tensor": attention on its tensor cores, faster, with a bound
-     * on its error instead of the CPU's bits (docs/cuda.md); BITM_UNSUPPORTED on a CPU. */
+     * on its error instead of the CPU's bits (docs/cuda.md); BITM_UNSUPPORTED elsewhere. */
     const char *kernels;
     /* Where the model's own memory comes from; all three NULL: the C library. */
     void *(*allocate)(void *context, size_t n_bytes);
