@@ -249,6 +249,20 @@ def test_kernels(tools: Tools) -> None:
     assert {line[4] for line in lines[1:]} == {"-"}  # no model runs them
 
 
+def test_the_best_kernels_are_chosen(tools: Tools) -> None:
+    """The first of an op that is available; looking up by permutes is fast on AMD's alone."""
+    processor = Path("/proc/cpuinfo")
+    if not processor.exists():
+        pytest.skip("expected: the system does not tell the processor's maker")
+    permutes = "AuthenticAMD" in processor.read_text()
+    best: dict[str, str] = {}
+    for kernel in tools.document("kernels")["kernels"]:
+        if kernel["available"] and (permutes or kernel["variant"] != "permute"):
+            best.setdefault(kernel["op"], kernel["variant"])
+        if kernel["chosen"]:
+            assert best[kernel["op"]] == kernel["variant"]
+
+
 def test_kernels_of_a_model(tools: Tools, tiny_model: Path) -> None:
     names = {kernel["op"] for kernel in tools.document("kernels")["kernels"]}
     forced = ("--kernels", ",".join(f"{op}=scalar" for op in sorted(names)))
