@@ -124,7 +124,7 @@ def run_bench(arguments: argparse.Namespace) -> None:
 
 
 # More than the program in C takes with the C library, its stack and texts: see tools/memory.c.
-PROGRAM_BYTES = 4 << 20
+PROGRAM_BYTES = 5 << 20
 
 
 def _need(
