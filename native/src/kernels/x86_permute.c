@@ -152,14 +152,15 @@ INLINE __m512i add_two(const uint8_t *codes, const bool is_unsigned, __m512i bit
 }
 
 /* Bits `first` and first + 1 of places 0 to 31, a byte each. */
-INLINE __m512i two_bits(const int first)
+INLINE __m512i two_bits(const int16_t first)
 {
     const __m512i words =
         _mm512_set_epi16(31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13,
                          12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i one = _mm512_set1_epi16(1);
-    __m512i bit = _mm512_and_si512(_mm512_srli_epi16(words, first), one);
-    __m512i next = _mm512_and_si512(_mm512_srli_epi16(words, first + 1), one);
+    __m512i shifted = _mm512_srlv_epi16(words, _mm512_set1_epi16(first));
+    __m512i bit = _mm512_and_si512(shifted, one);
+    __m512i next = _mm512_and_si512(_mm512_srli_epi16(shifted, 1), one);
     return _mm512_or_si512(bit, _mm512_slli_epi16(next, 8));
 }
 
