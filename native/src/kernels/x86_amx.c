@@ -28,8 +28,6 @@ enum {
     BYTES_STRIDE = MAX_BYTES + STEP, /* rows in different cache sets */
 };
 
-typedef enum weight_kind { WEIGHTS_BIT1, WEIGHTS_TERN } weight_kind;
-
 /* What the two rows of tiles are: two tiles of tokens; one, whose even and odd steps are added up
  * apart, because sums in two tiles would wait for each other; low and high bytes of one. */
 typedef enum tile_use { TWO_TILES, ONE_TILE, TWO_BYTES } tile_use;

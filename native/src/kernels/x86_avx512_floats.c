@@ -83,14 +83,6 @@ INLINE void find_rows(const float *first, size_t stride, uint32_t n, const float
 
 /* ---- Weights as floats ---- */
 
-typedef enum weight_kind {
-    WEIGHTS_BIT1,
-    WEIGHTS_TERN,
-    WEIGHTS_I8,
-    WEIGHTS_F16,
-    WEIGHTS_F32
-} weight_kind;
-
 /* w1: 2 b - 1; w2: 2 positive - nonzero. */
 INLINE __m512 load_bits(const bitm_gemm *gemm, bool ternary, size_t output, uint32_t input)
 {
@@ -147,14 +139,6 @@ INLINE const uint8_t *weight_at(const bitm_gemm *gemm, weight_kind kind, size_t 
     return (const uint8_t *)gemm->weights + place * n_bytes;
 }
 
-/* Asks the second cache for weights that come later: rows are short for the processor's own
- * prefetcher.  Asking the first cache for them takes Zen 4 twice the time.  An address need not
- * exist. */
-INLINE void ask_for(const uint8_t *weights)
-{
-    _mm_prefetch((const char *)((uintptr_t)weights + AHEAD_BYTES), _MM_HINT_T1);
-}
-
 /* ---- Products ---- */
 
 /* Four outputs, at most BLOCK_TOKENS tokens: dots [token][OUTPUTS], from the first of them on. */
@@ -178,7 +162,8 @@ INLINE void multiply_four(const bitm_gemm *gemm, weight_kind kind, size_t token,
             for (uint32_t o = 0; o < n_outputs; o++)
                 for (uint32_t i = 0; i < n; i += BITM_LANES) {
                     if (has_elements(kind))
-                        ask_for(weight_at(gemm, kind, (output + o) * n_inputs + first + i));
+                        ask_for(weight_at(gemm, kind, (output + o) * n_inputs + first + i),
+                                AHEAD_BYTES);
                     _mm512_store_ps(room[o] + i,
                                     load_weights(gemm, kind, output + o, first + i, n - i));
                 }
@@ -215,7 +200,7 @@ INLINE void multiply_token(const bitm_gemm *gemm, weight_kind kind, size_t token
         for (; i + BITM_LANES <= n; i += BITM_LANES) {
             __m512 inputs = _mm512_loadu_ps(x + i);
             for (uint32_t r = 0; r < ROWS; r++) {
-                ask_for(weight_at(gemm, kind, row[r] * n + i));
+                ask_for(weight_at(gemm, kind, row[r] * n + i), AHEAD_BYTES);
                 sums[first + r] = _mm512_fmadd_ps(load_weights(gemm, kind, row[r], i, BITM_LANES),
                                                   inputs, sums[first + r]);
             }

@@ -31,11 +31,10 @@ enum {
     ROWS = 4,    /* of codes at work */
     VECTORS = 4, /* of 32 outputs at work: with four rows, 16 registers of sums */
     WIDTH = 32 * VECTORS,
-    PAIR_BYTES = 2 * WIDTH, /* of a panel's words for a pair */
-    MARGIN = 64,            /* bytes after the last words, of which one is read */
-    /* Bytes of words to ask the second cache for: the processor itself stops at ends of pages. */
-    AHEAD = 2 * ROUND * PAIR_BYTES,
-    BLOCK = 3072, /* outputs at work, a multiple of WIDTH */
+    PAIR_BYTES = 2 * WIDTH,               /* of a panel's words for a pair */
+    MARGIN = 64,                          /* bytes after the last words, of which one is read */
+    AHEAD_BYTES = 2 * ROUND * PAIR_BYTES, /* from reading words to asking for others */
+    BLOCK = 3072,                         /* outputs at work, a multiple of WIDTH */
 };
 
 /* ---- The packing: [round, panel of 128 outputs, pair of the round, 128 words] of places ----
@@ -125,8 +124,6 @@ static void pack_words(const void *weights, uint32_t n_planes, uint32_t n_rows, 
 const bitm_packing bitm_packing__places128 = {words_bytes, pack_words, ROWS};
 
 /* ---- Tables ---- */
-
-typedef enum weight_kind { WEIGHTS_BIT1, WEIGHTS_TERN } weight_kind;
 
 /* A product at work on one tile of tokens and one block of outputs. */
 typedef struct work {
@@ -237,7 +234,7 @@ INLINE void add_pairs(const work *w, code_kind kind, const uint8_t *words, uint3
     const int16_t *table = w->tables[0][0];
     for (uint32_t p = 0; p < n_pairs; p++, words += PAIR_BYTES) {
         for (size_t i = 0; i < PAIR_BYTES; i += 64)
-            _mm_prefetch((const char *)words + AHEAD + i, _MM_HINT_T1);
+            ask_for(words + i, AHEAD_BYTES);
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++, table += ROWS * N_SUMS) {
             __m512i places[VECTORS];

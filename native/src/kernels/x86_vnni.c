@@ -23,8 +23,6 @@ enum {
     GROUP = 8,      /* panels of outputs that one copy serves */
 };
 
-typedef enum weight_kind { WEIGHTS_BIT1, WEIGHTS_TERN } weight_kind;
-
 /* ---- The packing ---- */
 
 static size_t masks_bytes(uint32_t n_planes, uint32_t n_rows, uint32_t n_inputs)
