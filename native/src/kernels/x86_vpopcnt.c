@@ -1,191 +1,214 @@
 /* AVX-512 VPOPCNTDQ products of bits: sign activations, codes in bit planes.
  *
- * A vector holds one 64-bit word of 8 outputs and meets the same word of a token, broadcast, so
- * that lanes are outputs and nothing is summed across them.
+ * A vector holds 32 bits of 16 outputs and meets the same bits of a token, broadcast, so that lanes
+ * are outputs and nothing is summed across them.
  *
- *   vpopcntq      counts, 1 a cycle (port 5 of Intel)
- *   vpternlogq    all that comes before the count, in one operation, 2 a cycle with vpaddq
- *   vpbroadcastq  a token's word: a load alone
+ *   vpopcntd      counts, 1 a cycle (port 5 of Intel)
+ *   vpternlogd    all that comes before the count, in one operation, 2 a cycle with vpaddd
+ *   vpbroadcastd  a token's bits: a load alone
  *
- * Three operations on two ports for 8 outputs, 64 inputs and a token: 512 multiply-adds in 1.5
+ * Three operations on two ports for 16 outputs, 32 inputs and a token: 512 multiply-adds in 1.5
  * cycles, 341 a cycle. */
 #include "x86_avx512.h"
 
 #include <string.h>
 
 enum {
-    OUTPUTS = 32, /* of a panel: 4 vectors of words */
-    VECTORS = 4,
-    TOKENS = 4, /* with VECTORS: 16 of the 32 registers are sums */
-    BLOCK = 48, /* words of a row brought in order at a time, where weights are not packed */
+    VECTORS = 2,
+    OUTPUTS = 16 * VECTORS, /* of a panel */
+    TOKENS = 8,             /* with VECTORS: 16 of the 32 registers are sums */
+    BLOCK = 48,             /* words of a row brought in order at a time, if they are not packed */
+    SPAN = 128,             /* tokens whose constant parts are found at a time */
 };
 
-/* ---- The packing: [plane, panel, word, output] ---- */
+/* ---- The packing: [plane, panel, word, output], words of 32 inputs ---- */
+
+/* Words of a row: those of 64 inputs in a file, cut in two. */
+static size_t words_of(uint32_t n_inputs)
+{
+    return ((size_t)n_inputs + 63) / 64 * 2;
+}
 
 static size_t words_bytes(uint32_t n_planes, uint32_t n_rows, uint32_t n_inputs)
 {
-    size_t n_words = ((size_t)n_inputs + 63) / 64, n_panels = (n_rows + OUTPUTS - 1) / OUTPUTS;
-    return n_planes * n_panels * n_words * OUTPUTS * sizeof(uint64_t);
+    size_t n_panels = ((size_t)n_rows + OUTPUTS - 1) / OUTPUTS;
+    return n_planes * n_panels * words_of(n_inputs) * OUTPUTS * sizeof(uint32_t);
 }
 
-/* panel [n_words, OUTPUTS] of rows [n_rows], `stride` words from one to the next; rows that are not
+INLINE uint32_t load_word(const uint8_t *bits, size_t word)
+{
+    uint32_t value;
+    memcpy(&value, bits + word * sizeof value, sizeof value);
+    return value;
+}
+
+/* panel [n_words, OUTPUTS] of rows [n_rows], `stride` bytes from one to the next; rows that are not
  * there get zeros. */
-static void make_panel(const uint64_t *rows, size_t stride, uint32_t n_rows, size_t n_words,
-                       uint64_t *panel)
+static void make_panel(const uint8_t *rows, size_t stride, uint32_t n_rows, size_t n_words,
+                       uint32_t *panel)
 {
     for (size_t word = 0; word < n_words; word++)
         for (size_t o = 0; o < OUTPUTS; o++)
-            *panel++ = o < n_rows ? rows[o * stride + word] : 0;
+            *panel++ = o < n_rows ? load_word(rows + o * stride, word) : 0;
 }
 
 static void pack_words(const void *weights, uint32_t n_planes, uint32_t n_rows, uint32_t n_inputs,
                        void *packed)
 {
-    const uint64_t *rows = weights;
-    uint64_t *panel = packed;
-    size_t n_words = ((size_t)n_inputs + 63) / 64;
-    for (uint32_t plane = 0; plane < n_planes; plane++, rows += n_rows * n_words)
+    const uint8_t *rows = weights;
+    uint32_t *panel = packed;
+    size_t n_words = words_of(n_inputs), stride = n_words * sizeof *panel;
+    for (uint32_t plane = 0; plane < n_planes; plane++, rows += n_rows * stride)
         for (uint32_t row = 0; row < n_rows; row += OUTPUTS, panel += n_words * OUTPUTS)
-            make_panel(rows + row * n_words, n_words, n_rows - row, n_words, panel);
+            make_panel(rows + row * stride, stride, n_rows - row, n_words, panel);
 }
 
 const bitm_packing bitm_packing__words32 = {words_bytes, pack_words, 0};
 
 /* ---- Counts ---- */
 
-/* Counts of a tile: 64 bits in VECTORS vectors for each token. */
-typedef struct counts {
-    __m512i v[TOKENS][VECTORS];
-} counts;
-
-INLINE void clear(counts *c, const uint32_t n_tokens)
-{
-#pragma GCC unroll 4
-    for (uint32_t t = 0; t < n_tokens; t++)
-#pragma GCC unroll 4
-        for (uint32_t k = 0; k < VECTORS; k++)
-            c->v[t][k] = _mm512_setzero_si512();
-}
-
-/* Adds factor * counts to dots. */
-INLINE void add_counts(counts *dots, const counts *more, int32_t factor, const uint32_t n_tokens)
-{
-#pragma GCC unroll 4
-    for (uint32_t t = 0; t < n_tokens; t++)
-#pragma GCC unroll 4
-        for (uint32_t k = 0; k < VECTORS; k++)
-            dots->v[t][k] = _mm512_add_epi64(
-                dots->v[t][k], _mm512_mul_epi32(more->v[t][k], _mm512_set1_epi64(factor)));
-}
-
-/* Adds factor * popcount(weights AND plane); planes of tokens are `stride` words apart. */
-INLINE void count_common(const uint64_t *panel, const uint64_t *planes, size_t stride,
-                         uint32_t n_words, int32_t factor, const uint32_t n_tokens, counts *dots)
-{
-    counts sums;
-    clear(&sums, n_tokens);
-    for (size_t word = 0; word < n_words; word++, panel += OUTPUTS) {
-#pragma GCC unroll 4
-        for (uint32_t t = 0; t < n_tokens; t++) {
-            __m512i x = _mm512_set1_epi64((long long)planes[t * stride + word]);
-#pragma GCC unroll 4
-            for (uint32_t k = 0; k < VECTORS; k++) {
-                __m512i common = _mm512_and_si512(x, _mm512_loadu_si512(panel + 8 * k));
-                sums.v[t][k] = _mm512_add_epi64(sums.v[t][k], _mm512_popcnt_epi64(common));
-            }
-        }
-    }
-    add_counts(dots, &sums, factor, n_tokens);
-}
-
-/* Adds factor * popcount((weights XOR sign) AND nonzero). */
-INLINE void count_unequal(const uint64_t *panel, const uint64_t *nonzero, const uint64_t *sign,
-                          size_t stride, uint32_t n_words, int32_t factor, const uint32_t n_tokens,
-                          counts *dots)
-{
-    enum { FIRST_XOR_SECOND_AND_THIRD = 0x28 };
-    counts sums;
-    clear(&sums, n_tokens);
-    for (size_t word = 0; word < n_words; word++, panel += OUTPUTS) {
-#pragma GCC unroll 4
-        for (uint32_t t = 0; t < n_tokens; t++) {
-            __m512i s = _mm512_set1_epi64((long long)sign[t * stride + word]);
-            __m512i n = _mm512_set1_epi64((long long)nonzero[t * stride + word]);
-#pragma GCC unroll 4
-            for (uint32_t k = 0; k < VECTORS; k++) {
-                __m512i unequal = _mm512_ternarylogic_epi64(_mm512_loadu_si512(panel + 8 * k), s, n,
-                                                            FIRST_XOR_SECOND_AND_THIRD);
-                sums.v[t][k] = _mm512_add_epi64(sums.v[t][k], _mm512_popcnt_epi64(unequal));
-            }
-        }
-    }
-    add_counts(dots, &sums, factor, n_tokens);
-}
-
-/* ---- The product ---- */
-
 /* A product at work on one tile of tokens. */
 typedef struct work {
     const bitm_gemm *gemm;
     code_kind kind;
     bool ternary;
-    size_t n_words;         /* of a row */
-    const uint64_t *planes; /* of the tile's first token */
-    size_t stride;          /* words from token to token */
+    uint32_t n_words;      /* of a row */
+    const uint8_t *planes; /* of the tile's first token */
+    size_t stride;         /* bytes from token to token */
+    _Alignas(64) int32_t dots[TOKENS][OUTPUTS];
 } work;
 
-/* A ternary product with signs adds up where both are positive or both negative. */
-INLINE void add_ternary_signs(const uint64_t *nonzero, const uint64_t *positive,
-                              const uint64_t *planes, size_t n_all_words, size_t stride,
-                              uint32_t n_words, const uint32_t n_tokens, counts *dots)
+/* Sums of a tile, so far. */
+typedef struct counts {
+    __m512i v[TOKENS][VECTORS];
+} counts;
+
+INLINE void clear(counts *sums, const uint32_t n_tokens)
 {
-    uint64_t plus[TOKENS][BLOCK], minus[TOKENS][BLOCK];
-    for (uint32_t t = 0; t < n_tokens; t++, planes += stride)
-        for (uint32_t i = 0; i < n_words; i++) {
-            plus[t][i] = planes[i] & planes[n_all_words + i];
-            minus[t][i] = planes[i] & ~planes[n_all_words + i];
+#pragma GCC unroll 8
+    for (uint32_t t = 0; t < n_tokens; t++)
+#pragma GCC unroll 2
+        for (uint32_t k = 0; k < VECTORS; k++)
+            sums->v[t][k] = _mm512_setzero_si512();
+}
+
+/* Adds factor * sums to the tile's dots. */
+INLINE void add_counts(work *w, const counts *sums, int32_t factor, const uint32_t n_tokens,
+                       bool is_first)
+{
+#pragma GCC unroll 8
+    for (uint32_t t = 0; t < n_tokens; t++)
+#pragma GCC unroll 2
+        for (uint32_t k = 0; k < VECTORS; k++) {
+            int32_t *dots = w->dots[t] + 16 * k;
+            __m512i sum = _mm512_mullo_epi32(sums->v[t][k], _mm512_set1_epi32(factor));
+            if (!is_first) sum = _mm512_add_epi32(sum, _mm512_load_si512(dots));
+            _mm512_store_si512(dots, sum);
         }
-    count_common(positive, plus[0], BLOCK, n_words, 2, n_tokens, dots);
-    count_common(nonzero, plus[0], BLOCK, n_words, -1, n_tokens, dots);
-    count_common(positive, minus[0], BLOCK, n_words, -2, n_tokens, dots);
-    count_common(nonzero, minus[0], BLOCK, n_words, 1, n_tokens, dots);
+}
+
+/* Adds factor * popcount(weights AND plane); planes of tokens are `stride` bytes apart. */
+INLINE void count_common(work *w, const uint32_t *panel, const uint8_t *planes, size_t stride,
+                         uint32_t n_words, int32_t factor, const uint32_t n_tokens, bool is_first)
+{
+    counts sums;
+    clear(&sums, n_tokens);
+    for (size_t word = 0; word < n_words; word++, panel += OUTPUTS) {
+#pragma GCC unroll 8
+        for (uint32_t t = 0; t < n_tokens; t++) {
+            __m512i x = _mm512_set1_epi32((int32_t)load_word(planes + t * stride, word));
+#pragma GCC unroll 2
+            for (uint32_t k = 0; k < VECTORS; k++) {
+                __m512i common = _mm512_and_si512(x, _mm512_loadu_si512(panel + 16 * k));
+                sums.v[t][k] = _mm512_add_epi32(sums.v[t][k], _mm512_popcnt_epi32(common));
+            }
+        }
+    }
+    add_counts(w, &sums, factor, n_tokens, is_first);
+}
+
+/* Adds -2 * popcount((weights XOR sign) AND nonzero). */
+INLINE void count_unequal(work *w, const uint32_t *panel, const uint8_t *nonzero,
+                          const uint8_t *sign, uint32_t n_words, const uint32_t n_tokens,
+                          bool is_first)
+{
+    enum { FIRST_XOR_SECOND_AND_THIRD = 0x28 };
+    const size_t stride = w->stride;
+    counts sums;
+    clear(&sums, n_tokens);
+    for (size_t word = 0; word < n_words; word++, panel += OUTPUTS) {
+#pragma GCC unroll 8
+        for (uint32_t t = 0; t < n_tokens; t++) {
+            __m512i s = _mm512_set1_epi32((int32_t)load_word(sign + t * stride, word));
+            __m512i n = _mm512_set1_epi32((int32_t)load_word(nonzero + t * stride, word));
+#pragma GCC unroll 2
+            for (uint32_t k = 0; k < VECTORS; k++) {
+                __m512i unequal = _mm512_ternarylogic_epi32(_mm512_loadu_si512(panel + 16 * k), s,
+                                                            n, FIRST_XOR_SECOND_AND_THIRD);
+                sums.v[t][k] = _mm512_add_epi32(sums.v[t][k], _mm512_popcnt_epi32(unequal));
+            }
+        }
+    }
+    add_counts(w, &sums, -2, n_tokens, is_first);
+}
+
+/* ---- The product ---- */
+
+/* A ternary product with signs adds up where both are positive or both negative. */
+INLINE void add_ternary_signs(work *w, const uint32_t *nonzero, const uint32_t *positive,
+                              const uint8_t *planes, uint32_t n_words, const uint32_t n_tokens,
+                              bool is_first)
+{
+    uint32_t plus[TOKENS][BLOCK], minus[TOKENS][BLOCK];
+    const uint8_t *of_plus = (const uint8_t *)plus, *of_minus = (const uint8_t *)minus;
+    for (uint32_t t = 0; t < n_tokens; t++, planes += w->stride)
+        for (uint32_t i = 0; i < n_words; i++) {
+            uint32_t exists = load_word(planes, i), sign = load_word(planes, w->n_words + i);
+            plus[t][i] = exists & sign;
+            minus[t][i] = exists & ~sign;
+        }
+    count_common(w, positive, of_plus, sizeof *plus, n_words, 2, n_tokens, is_first);
+    count_common(w, nonzero, of_plus, sizeof *plus, n_words, -1, n_tokens, false);
+    count_common(w, positive, of_minus, sizeof *minus, n_words, -2, n_tokens, false);
+    count_common(w, nonzero, of_minus, sizeof *minus, n_words, 1, n_tokens, false);
 }
 
 /* Adds the products with words [word, word + n_words) of a panel. */
-INLINE void add_block(const work *w, const uint64_t *nonzero, const uint64_t *positive, size_t word,
-                      uint32_t n_words, const uint32_t n_tokens, counts *dots)
+INLINE void add_block(work *w, const uint32_t *nonzero, const uint32_t *positive, size_t word,
+                      uint32_t n_words, const uint32_t n_tokens, bool is_first)
 {
-    const uint64_t *planes = w->planes + word;
+    const size_t plane_bytes = w->n_words * sizeof *positive;
+    const uint8_t *planes = w->planes + word * sizeof *positive;
     if (w->kind == CODES_SIGN && w->ternary) {
-        add_ternary_signs(nonzero, positive, planes, w->n_words, w->stride, n_words, n_tokens,
-                          dots);
+        add_ternary_signs(w, nonzero, positive, planes, n_words, n_tokens, is_first);
     } else if (w->kind == CODES_SIGN) {
-        count_unequal(positive, planes, planes + w->n_words, w->stride, n_words, -2, n_tokens,
-                      dots);
+        count_unequal(w, positive, planes, planes + plane_bytes, n_words, n_tokens, is_first);
     } else {
-        for (uint32_t p = 0; p < w->gemm->n_planes; p++, planes += w->n_words) {
+        for (uint32_t p = 0; p < w->gemm->n_planes; p++, planes += plane_bytes) {
             int32_t weight = w->gemm->plane_weights[p];
-            count_common(positive, planes, w->stride, n_words, 2 * weight, n_tokens, dots);
+            count_common(w, positive, planes, w->stride, n_words, 2 * weight, n_tokens, is_first);
+            is_first = false;
             if (w->ternary)
-                count_common(nonzero, planes, w->stride, n_words, -weight, n_tokens, dots);
+                count_common(w, nonzero, planes, w->stride, n_words, -weight, n_tokens, false);
         }
     }
 }
 
 /* Words [word, word + n_words) of the panel that starts with output `output`: where they are
  * packed, or brought in order in `room`. */
-static const uint64_t *find_panel(const work *w, uint32_t plane, uint32_t output, size_t word,
-                                  uint32_t n_words, uint64_t *room)
+static const uint32_t *find_panel(const work *w, uint32_t plane, uint32_t output, size_t word,
+                                  uint32_t n_words, uint32_t *room)
 {
     const bitm_gemm *gemm = w->gemm;
     if (gemm->packed != NULL) {
         size_t n_panels = ((size_t)gemm->n_rows + OUTPUTS - 1) / OUTPUTS;
         size_t panel = plane * n_panels + output / OUTPUTS;
-        return (const uint64_t *)gemm->packed + (panel * w->n_words + word) * OUTPUTS;
+        return (const uint32_t *)gemm->packed + (panel * w->n_words + word) * OUTPUTS;
     }
-    const uint64_t *rows = (const uint64_t *)gemm->weights +
-                           ((size_t)plane * gemm->n_rows + output) * w->n_words + word;
-    make_panel(rows, w->n_words, gemm->n_rows - output, n_words, room);
+    const size_t row_bytes = w->n_words * sizeof *room;
+    const uint8_t *rows = (const uint8_t *)gemm->weights +
+                          ((size_t)plane * gemm->n_rows + output) * row_bytes + word * sizeof *room;
+    make_panel(rows, row_bytes, gemm->n_rows - output, n_words, room);
     return room;
 }
 
@@ -195,39 +218,51 @@ static int32_t constant_part(const work *w, size_t token)
 {
     if (w->ternary) return 0;
     if (w->kind == CODES_PLANES) return -w->gemm->code_sum[token];
-    const uint64_t *nonzero = (const uint64_t *)w->gemm->inputs + token * w->stride;
-    int64_t count = 0;
+    const uint8_t *nonzero = (const uint8_t *)w->gemm->inputs + token * w->stride;
+    int32_t count = 0;
     for (size_t i = 0; i < w->n_words; i++)
-        count += __builtin_popcountll(nonzero[i]);
-    return (int32_t)count;
+        count += __builtin_popcount(load_word(nonzero, i));
+    return count;
 }
 
-INLINE void multiply_tile(const work *w, uint32_t token, uint32_t first, __mmask16 low,
-                          __mmask16 high, const uint32_t n_tokens)
+/* 16 outputs of the tile's tokens, the first of which is `token`. */
+INLINE void store_tile(const work *w, uint32_t token, uint32_t n_tokens, const int32_t *parts,
+                       uint32_t output, __mmask16 lanes, const bool plain,
+                       const uint32_t activation)
 {
-    _Alignas(64) uint64_t room[2][BLOCK * OUTPUTS];
-    counts dots;
-    clear(&dots, n_tokens);
-    for (size_t word = 0; word < w->n_words; word += BLOCK) {
-        uint32_t n_words = smaller(BLOCK, (uint32_t)(w->n_words - word));
-        const uint64_t *nonzero = find_panel(w, 0, first, word, n_words, room[0]);
-        const uint64_t *positive =
-            w->ternary ? find_panel(w, 1, first, word, n_words, room[1]) : nonzero;
-        add_block(w, nonzero, positive, word, n_words, n_tokens, &dots);
-    }
-    epilogue e[2] = {begin_epilogue(w->gemm, first, low),
-                     begin_epilogue(w->gemm, first + 16, high)};
-#pragma GCC unroll 4
+    /* Stores of outputs do not change it, which the compiler knows of a copy alone. */
+    const bitm_gemm gemm = *w->gemm;
+    const epilogue e = begin_epilogue(&gemm, output, lanes);
     for (uint32_t t = 0; t < n_tokens; t++) {
-        __m512i part = _mm512_set1_epi32(constant_part(w, token + t));
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; half++) {
-            __m256i eight = _mm512_cvtepi64_epi32(dots.v[t][2 * half]);
-            __m256i next = _mm512_cvtepi64_epi32(dots.v[t][2 * half + 1]);
-            __m512i dot = _mm512_inserti64x4(_mm512_castsi256_si512(eight), next, 1);
-            store_outputs(w->gemm, &e[half], token + t,
-                          _mm512_cvtepi32_ps(_mm512_add_epi32(dot, part)));
-        }
+        __m512i dot = _mm512_load_si512(w->dots[t] + output % OUTPUTS);
+        dot = _mm512_add_epi32(dot, _mm512_set1_epi32(parts[t]));
+        finish_outputs(&gemm, &e, token + t, _mm512_cvtepi32_ps(dot), plain, activation);
+    }
+}
+
+/* Tokens of the tile and the panel that starts with output `first`, of [output, end). */
+INLINE void multiply_tile(work *w, uint32_t token, const int32_t *parts, uint32_t first,
+                          uint32_t output, uint32_t end, const uint32_t n_tokens)
+{
+    const bitm_gemm *gemm = w->gemm;
+    _Alignas(64) uint32_t room[2][BLOCK * OUTPUTS];
+    w->planes = (const uint8_t *)gemm->inputs + token * w->stride;
+    for (uint32_t word = 0; word < w->n_words; word += BLOCK) {
+        uint32_t n_words = smaller(BLOCK, w->n_words - word);
+        const uint32_t *nonzero = find_panel(w, 0, first, word, n_words, room[0]);
+        const uint32_t *positive =
+            w->ternary ? find_panel(w, 1, first, word, n_words, room[1]) : nonzero;
+        add_block(w, nonzero, positive, word, n_words, n_tokens, word == 0);
+    }
+    for (uint32_t o = first; o < first + OUTPUTS; o += 16) {
+        __mmask16 lanes = outputs_between(o, output, end);
+        if (lanes == 0) continue;
+        if (is_plain(gemm) && gemm->activation == BITM_ACTIVATION_NONE)
+            store_tile(w, token, n_tokens, parts, o, lanes, true, BITM_ACTIVATION_NONE);
+        else if (is_plain(gemm) && gemm->activation == BITM_ACTIVATION_GELU)
+            store_tile(w, token, n_tokens, parts, o, lanes, true, BITM_ACTIVATION_GELU);
+        else
+            store_tile(w, token, n_tokens, parts, o, lanes, false, gemm->activation);
     }
 }
 
@@ -235,20 +270,24 @@ INLINE void multiply(const bitm_gemm *gemm, code_kind kind, bool ternary, uint32
                      uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
 {
     work w = {.gemm = gemm, .kind = kind, .ternary = ternary};
-    uint32_t end = output + n_outputs;
-    w.n_words = ((size_t)gemm->n_inputs + 63) / 64;
-    w.stride = (kind == CODES_SIGN ? 2 : gemm->n_planes) * w.n_words;
-    for (uint32_t o = output / OUTPUTS * OUTPUTS; o < end; o += OUTPUTS) {
-        __mmask16 low = outputs_between(o, output, end);
-        __mmask16 high = outputs_between(o + 16, output, end);
-        uint32_t t = token;
-        for (; t + TOKENS <= token + n_tokens; t += TOKENS) {
-            w.planes = (const uint64_t *)gemm->inputs + t * w.stride;
-            multiply_tile(&w, t, o, low, high, TOKENS);
-        }
-        for (; t < token + n_tokens; t++) {
-            w.planes = (const uint64_t *)gemm->inputs + t * w.stride;
-            multiply_tile(&w, t, o, low, high, 1);
+    const uint32_t end_token = token + n_tokens, end = output + n_outputs;
+    w.n_words = (uint32_t)words_of(gemm->n_inputs);
+    w.stride = (kind == CODES_SIGN ? 2 : gemm->n_planes) * w.n_words * sizeof(uint32_t);
+    for (uint32_t begin = token; begin < end_token; begin += SPAN) {
+        const uint32_t n = smaller(SPAN, end_token - begin);
+        int32_t parts[SPAN];
+        for (uint32_t t = 0; t < n; t++)
+            parts[t] = constant_part(&w, begin + t);
+        for (uint32_t o = output / OUTPUTS * OUTPUTS; o < end; o += OUTPUTS) {
+            uint32_t t = 0;
+            for (; t + TOKENS <= n; t += TOKENS)
+                multiply_tile(&w, begin + t, parts + t, o, output, end, TOKENS);
+            if (t + TOKENS / 2 <= n) {
+                multiply_tile(&w, begin + t, parts + t, o, output, end, TOKENS / 2);
+                t += TOKENS / 2;
+            }
+            for (; t < n; t++)
+                multiply_tile(&w, begin + t, parts + t, o, output, end, 1);
         }
     }
 }
