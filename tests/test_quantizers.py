@@ -126,7 +126,9 @@ def make_ternary(model: ModelFile, rng: Rng) -> ModelFile:
     return model
 
 
-def wrong_logits(model: ModelFile, path: Path, n_texts: int = 30, tolerance: float = 1e-3) -> float:
+def wrong_logits(
+    model: ModelFile, path: Path, n_texts: int = 30, tolerance: float = 1e-3, longest: int = 12
+) -> float:
     """The share of sequences whose logits differ from the reference's.
 
     A value within rounding of a threshold falls to the other side now and then, and then everything
@@ -137,7 +139,7 @@ def wrong_logits(model: ModelFile, path: Path, n_texts: int = 30, tolerance: flo
     rng = np.random.default_rng(11)
     with Model(path, activations="float32") as runtime:
         for _ in range(n_texts):
-            ids = rng.integers(0, model.config.vocab_size, rng.integers(1, 13))
+            ids = rng.integers(0, model.config.vocab_size, rng.integers(1, longest + 1))
             expected = reference.logits(ids)
             found = runtime.logits([ids])[0]
             wrong += bool(np.abs(found - expected).max() > tolerance * expected.std())
@@ -191,6 +193,30 @@ def test_attention_without_softmax(tmp_path: Path) -> None:
     model = masked_lm(rng, config(n_layers=1, attention_normalizer=0))
     quantize(model, rng, (sign(), sign(), sign(), one), with_shift=False)
     assert wrong_logits(model, tmp_path / "m.bitm") <= 0.1
+
+
+@pytest.mark.parametrize("head_size", [17, 70])
+@pytest.mark.parametrize("probabilities", ["one bit", "four bits above the least"])
+@pytest.mark.parametrize("signs", ["key", "value", "query", "query, key, value"])
+def test_signs_meet_other_codes_in_attention(
+    signs: str, probabilities: str, head_size: int, tmp_path: Path
+) -> None:
+    """Of keys and values of one head some are 0, which is no sign; sequences of several words."""
+    rng = np.random.default_rng(12)
+    c = config(n_layers=1, max_positions=100, head_size=head_size, score_scale=0.2)
+    one_bit, above_least = integers(0, 1, 0.03), from_least(15, 0.01, BY_SEQUENCE)
+    of_probabilities = one_bit if probabilities == "one bit" else above_least
+    model = quantize(masked_lm(rng, c), rng, (sign(), sign(), None, of_probabilities))
+    for first, operand in enumerate(("query", "key", "value")):
+        place, zeros = f"layers.0.{operand}", slice(5 * first, 5 * first + 5)
+        model.quantizers[f"layers.0.attention.{operand}"] = (
+            sign(0.4) if operand in signs else integers(-8, 7, 0.2)
+        )
+        model.tensors[f"{place}.bias"].data[zeros] = 0
+        scales = model.tensors[f"{place}.weight"].scales
+        assert scales is not None
+        scales[zeros] = 0
+    assert wrong_logits(model, tmp_path / "m.bitm", longest=100) <= 0.1
 
 
 def test_low_rank_and_value_terms(tmp_path: Path) -> None:

@@ -30,14 +30,43 @@ static bool has_integer_context(const bitm_layer *layer)
 
 #define OP(op) (UINT64_C(1) << BITM_OP_##op)
 
+static bool is_sign(const bitm_file_quantizer *quantizer)
+{
+    return quantizer->kind == BITM_QUANTIZER_SIGN;
+}
+
+/* The product of queries with keys that are signs. */
+static bitm_op score_product(const bitm_layer *layer)
+{
+    return is_sign(layer->quantize_query) ? BITM_OP_gemm_w1sign : BITM_OP_gemm_w1planes;
+}
+
+static uint64_t pack_op(const bitm_file_quantizer *quantizer)
+{
+    return is_sign(quantizer) ? OP(pack_sign) : OP(pack_planes);
+}
+
+static uint64_t score_ops(const bitm_layer *layer)
+{
+    uint64_t ops = OP(dot_planes) | pack_op(layer->quantize_query) | pack_op(layer->quantize_key);
+    return is_sign(layer->quantize_key) ? ops | UINT64_C(1) << score_product(layer) : ops;
+}
+
+static uint64_t context_ops(const bitm_layer *layer)
+{
+    uint64_t ops =
+        OP(dot_planes) | pack_op(layer->quantize_value) | pack_op(layer->quantize_probabilities);
+    return is_sign(layer->quantize_value) ? ops | OP(gemm_w1planes) : ops;
+}
+
 uint64_t bitm_attention_ops(const bitm_network *network, const bitm_layer *layer)
 {
     if (is_plain(network, layer)) return OP(attention);
     const bitm_file_quantizer *quantizers[] = {layer->quantize_query, layer->quantize_key,
                                                layer->quantize_value,
                                                layer->quantize_probabilities};
-    uint64_t ops = has_integer_scores(layer) ? OP(dot_planes) | OP(pack_planes) : OP(gemm_f32);
-    if (has_integer_context(layer)) ops |= OP(dot_planes) | OP(pack_planes);
+    uint64_t ops = has_integer_scores(layer) ? score_ops(layer) : OP(gemm_f32);
+    if (has_integer_context(layer)) ops |= context_ops(layer);
     if (network->config->attention_normalizer == BITM_NORMALIZER_SOFTMAX) ops |= OP(exp_sum);
     for (size_t i = 0; i < sizeof quantizers / sizeof quantizers[0]; i++) {
         if (quantizers[i] == NULL) continue;
@@ -47,25 +76,37 @@ uint64_t bitm_attention_ops(const bitm_network *network, const bitm_layer *layer
     return ops;
 }
 
+/* Signs are two planes, as products take them: 1 where they are not 0, and where they are positive.
+ */
+static bitm_planes planes_of(const bitm_file_quantizer *quantizer, const uint64_t *bits)
+{
+    static const int32_t of_signs[] = {-1, 2};
+    bitm_planes planes = {.bits = bits, .n_planes = 2, .weights = of_signs};
+    if (!is_sign(quantizer)) planes.n_planes = bitm_quantizer_planes(quantizer, &planes.weights);
+    return planes;
+}
+
 static uint32_t n_planes(const bitm_file_quantizer *quantizer)
 {
-    const int32_t *weights;
-    return quantizer != NULL ? bitm_quantizer_planes(quantizer, &weights) : 0;
+    return quantizer != NULL ? planes_of(quantizer, NULL).n_planes : 0;
 }
+
+enum { ROWS = 32 }; /* queries at work */
 
 /* One thread's room for one head of one sequence, in 64-bit words from the start of its part. */
 typedef struct head_room {
+    size_t packed_keys; /* as the kernel of their product wants them */
+    size_t packed_values;
     size_t keys;          /* [max_length, planes, words of a head] */
     size_t values;        /* [head_size, planes, words of a sequence] */
     size_t queries;       /* as keys */
-    size_t probabilities; /* [planes, words of a sequence] */
+    size_t probabilities; /* [ROWS, planes, words of a sequence] */
     size_t codes;         /* [max_length] int16: probabilities of one row */
-    size_t ones;          /* [words of a head, or of a sequence] */
-    size_t query_sums;    /* [max_length] int32: sums of the codes */
-    size_t key_sums;
-    size_t value_sums; /* [head_size] */
-    size_t dots;       /* [max_length] or [head_size] int32: of one row with keys, with values */
-    size_t end;
+    size_t scores;        /* [ROWS, max_length] float */
+    size_t query_sums;    /* [max_length] int32: sums of a row's codes */
+    size_t value_sums;    /* [head_size] */
+    size_t dots;          /* [max_length] or [head_size] int32: of one row with keys, with values */
+    size_t end;           /* a multiple of the alignment */
 } head_room;
 
 static size_t larger_size(size_t a, size_t b)
@@ -73,30 +114,55 @@ static size_t larger_size(size_t a, size_t b)
     return a > b ? a : b;
 }
 
-static head_room room_of(const bitm_network *network, uint32_t max_length)
+/* Words of n elements, up to whole lines of BITM_ARENA_ALIGNMENT bytes. */
+static size_t room_for(size_t n, size_t element_bytes)
 {
-    const bitm_file_config *config = network->config;
-    size_t head_words = ((size_t)config->head_size + 63) / 64;
-    size_t row_words = ((size_t)max_length + 63) / 64;
+    size_t n_lines = (n * element_bytes + BITM_ARENA_ALIGNMENT - 1) / BITM_ARENA_ALIGNMENT;
+    return n_lines * (BITM_ARENA_ALIGNMENT / sizeof(uint64_t));
+}
+
+/* Of signs that are packed for the product `op`. */
+static size_t packed_bytes(const bitm_backend *backend, bitm_op op, uint32_t n_rows,
+                           uint32_t n_inputs)
+{
+    const bitm_packing *packing = backend->kernels->packing[op];
+    return packing != NULL ? packing->n_bytes(1, n_rows, n_inputs) : 0;
+}
+
+static head_room room_of(const bitm_backend *backend)
+{
+    const bitm_network *network = backend->network;
+    const uint32_t head_size = network->config->head_size, max_length = backend->max_length;
+    const size_t head_words = ((size_t)head_size + 63) / 64;
+    const size_t row_words = ((size_t)max_length + 63) / 64;
     size_t keys = 0, values = 0, queries = 0, probabilities = 0;
-    for (uint32_t n = 0; n < config->n_layers; n++) {
+    size_t packed_keys = 0, packed_values = 0;
+    for (uint32_t n = 0; n < network->config->n_layers; n++) {
         const bitm_layer *layer = &network->layers[n];
         keys = larger_size(keys, n_planes(layer->quantize_key));
         values = larger_size(values, n_planes(layer->quantize_value));
         queries = larger_size(queries, n_planes(layer->quantize_query));
         probabilities = larger_size(probabilities, n_planes(layer->quantize_probabilities));
+        if (has_integer_scores(layer) && is_sign(layer->quantize_key))
+            packed_keys = larger_size(
+                packed_keys, packed_bytes(backend, score_product(layer), max_length, head_size));
+        if (has_integer_context(layer) && is_sign(layer->quantize_value))
+            packed_values = larger_size(
+                packed_values, packed_bytes(backend, BITM_OP_gemm_w1planes, head_size, max_length));
     }
     head_room room = {0};
-    room.values = room.keys + keys * head_words * max_length;
-    room.queries = room.values + values * row_words * config->head_size;
-    room.probabilities = room.queries + queries * head_words * max_length;
-    room.codes = room.probabilities + probabilities * row_words;
-    room.ones = room.codes + ((size_t)max_length + 3) / 4;
-    room.query_sums = room.ones + larger_size(head_words, row_words);
-    room.key_sums = room.query_sums + ((size_t)max_length + 1) / 2;
-    room.value_sums = room.key_sums + ((size_t)max_length + 1) / 2;
-    room.dots = room.value_sums + ((size_t)config->head_size + 1) / 2;
-    room.end = room.dots + (larger_size(max_length, config->head_size) + 1) / 2;
+    room.packed_values = room.packed_keys + room_for(packed_keys, 1);
+    room.keys = room.packed_values + room_for(packed_values, 1);
+    room.values = room.keys + room_for(keys * head_words * max_length, sizeof(uint64_t));
+    room.queries = room.values + room_for(values * row_words * head_size, sizeof(uint64_t));
+    room.probabilities =
+        room.queries + room_for(queries * head_words * max_length, sizeof(uint64_t));
+    room.codes = room.probabilities + room_for(ROWS * probabilities * row_words, sizeof(uint64_t));
+    room.scores = room.codes + room_for(max_length, sizeof(int16_t));
+    room.query_sums = room.scores + room_for((size_t)ROWS * max_length, sizeof(float));
+    room.value_sums = room.query_sums + room_for(max_length, sizeof(int32_t));
+    room.dots = room.value_sums + room_for(head_size, sizeof(int32_t));
+    room.end = room.dots + room_for(larger_size(max_length, head_size), sizeof(int32_t));
     return room;
 }
 
@@ -122,8 +188,13 @@ void bitm_attention_layout(bitm_backend *backend, bitm_arena *arena)
         buffers->low_rank[i] = bitm_arena_take(arena, n_tokens, config->score_rank * sizeof(float));
     buffers->value_term = bitm_arena_take(arena, n_tokens, sizeof(float));
     buffers->extremes = bitm_arena_take(arena, n_tokens * config->n_heads, 2 * sizeof(float));
-    buffers->plane_words = room_of(network, backend->max_length).end;
-    buffers->planes = bitm_arena_take(arena, n_threads * buffers->plane_words, sizeof(uint64_t));
+    buffers->head_words = room_of(backend).end;
+    buffers->heads = bitm_arena_take(arena, n_threads * buffers->head_words, sizeof(uint64_t));
+    size_t n_minus_zeros = larger_size(backend->max_length, config->head_size);
+    float *minus_zeros = bitm_arena_take(arena, n_minus_zeros, sizeof *minus_zeros);
+    for (size_t i = 0; minus_zeros != NULL && i < n_minus_zeros; i++)
+        minus_zeros[i] = -0.0F;
+    buffers->minus_zeros = minus_zeros;
 }
 
 /* ---- One head of one sequence ---- */
@@ -140,13 +211,13 @@ typedef struct work {
     float *context;                    /* [n_queries, A] */
 } work;
 
-/* Rows of codes in planes: code = offset + (sum of weights[p] * bit p).  Signs of which none is 0,
- * as they nearly all are, take one plane: 1 - 2 * (bit of a negative one). */
+/* Rows of codes in planes. */
 typedef struct packed {
     bitm_planes planes;
-    int32_t offset;
     uint64_t *bits;
-    int32_t *sums; /* of each row's codes; of keys, times the offset of queries */
+    bool are_weights;    /* signs of which none is 0: bits are but those of positive ones */
+    void *room;          /* for them as the kernel of their product wants them */
+    const void *product; /* that, or NULL where it wants nothing */
 } packed;
 
 /* One task of it. */
@@ -156,11 +227,12 @@ typedef struct head {
     uint32_t first;    /* token */
     uint32_t n_tokens; /* S */
     size_t place;      /* of the head's first component in a row of A */
-    float *scores;     /* [S] */
-    /* Quantized operands, in this thread's planes. */
+    float *scores;     /* [ROWS, S]; of a plain head as bitm_attention has them */
+    uint8_t *scratch;  /* of a product */
+    /* Quantized operands. */
     packed queries, keys, values;
-    uint64_t *probabilities;
-    const uint64_t *ones;
+    int32_t *query_sums, *value_sums;
+    uint64_t *probabilities; /* [ROWS, planes, words] */
     int16_t *codes;
     int32_t *dots;
 } head;
@@ -177,27 +249,25 @@ static head open_head(const work *w, uint32_t task, uint32_t worker)
     return h;
 }
 
-static void place_rows(packed *rows, uint64_t *room, size_t bits, size_t sums)
-{
-    rows->bits = room + bits;
-    rows->sums = (int32_t *)(void *)(room + sums);
-}
-
-/* Gives the head its room for quantized operands. */
+/* Gives the head its room where it is not plain. */
 static void open_room(head *h, uint32_t worker)
 {
     const bitm_backend *backend = h->w->backend;
     const bitm_attention_buffers *buffers = &backend->attention;
-    head_room room = room_of(backend->network, backend->max_length);
-    uint64_t *words = buffers->planes + worker * buffers->plane_words;
-    memset(words + room.ones, 0xFF, (room.query_sums - room.ones) * sizeof *words);
-    h->ones = words + room.ones;
-    place_rows(&h->queries, words, room.queries, room.query_sums);
-    place_rows(&h->keys, words, room.keys, room.key_sums);
-    place_rows(&h->values, words, room.values, room.value_sums);
+    head_room room = room_of(backend);
+    uint64_t *words = buffers->heads + worker * buffers->head_words;
+    h->queries.bits = words + room.queries;
+    h->keys.bits = words + room.keys;
+    h->keys.room = words + room.packed_keys;
+    h->values.bits = words + room.values;
+    h->values.room = words + room.packed_values;
+    h->query_sums = (int32_t *)(void *)(words + room.query_sums);
+    h->value_sums = (int32_t *)(void *)(words + room.value_sums);
     h->probabilities = words + room.probabilities;
     h->codes = (int16_t *)(void *)(words + room.codes);
+    h->scores = (float *)(void *)(words + room.scores);
     h->dots = (int32_t *)(void *)(words + room.dots);
+    h->scratch = backend->scratch + worker * backend->scratch_bytes;
 }
 
 /* Softmax attention of floats. */
@@ -225,14 +295,7 @@ static void plain_task(void *context, uint32_t task, uint32_t worker)
     w->backend->kernels->attention(&attention, 0, n_queries);
 }
 
-/* ---- Scores ---- */
-
-static bitm_planes planes_of(const bitm_file_quantizer *quantizer, const uint64_t *bits)
-{
-    bitm_planes planes = {.bits = bits};
-    planes.n_planes = bitm_quantizer_planes(quantizer, &planes.weights);
-    return planes;
-}
+/* ---- Codes in planes ---- */
 
 /* The codes of an operand's token, of this head. */
 static const int16_t *codes_of(const head *h, int operand, size_t token)
@@ -250,66 +313,178 @@ static bool is_full(const uint64_t *plane, uint32_t n)
     return n == 0 || *plane == (UINT64_C(1) << n) - 1;
 }
 
-/* Packs n_rows rows of n codes, and sums them: their products with ones.  Codes of a row are
- * `stride` apart, of rows `row_stride`. */
-static void pack_rows(const head *h, const bitm_file_quantizer *quantizer, const int16_t *codes,
-                      size_t row_stride, size_t stride, uint32_t n_rows, uint32_t n, packed *rows)
+static void pack_codes(const head *h, const bitm_file_quantizer *quantizer, const int16_t *codes,
+                       uint32_t n, uint64_t *planes)
 {
-    static const int32_t one = 1, of_negative = -2;
     const bitm_kernel_table *kernels = h->w->backend->kernels;
-    const bitm_planes ones = {.bits = h->ones, .n_planes = 1, .weights = &one};
-    uint32_t words = (n + 63) / 64;
-    bool has_zeros = quantizer->kind != BITM_QUANTIZER_SIGN;
-    rows->offset = 0;
-    rows->planes = planes_of(quantizer, rows->bits);
-    size_t row_words = (size_t)rows->planes.n_planes * words;
-    for (size_t j = 0; j < n_rows; j++, codes += row_stride) {
-        uint64_t *row = rows->bits + j * row_words;
-        kernels->pack_planes(codes, stride, n, rows->planes.n_planes, row);
-        has_zeros = has_zeros || !is_full(row, n);
-    }
-    kernels->dot_planes(&ones, &rows->planes, words, n_rows, rows->sums);
-    if (has_zeros) return;
-    /* Of the two planes of a sign's bits, 1 where it is not 0 and where it is negative. */
-    for (size_t j = 0; j < n_rows; j++)
-        for (size_t i = 0; i < words; i++)
-            rows->bits[j * words + i] = rows->bits[(2 * j + 1) * words + i];
-    rows->offset = 1;
-    rows->planes.n_planes = 1;
-    rows->planes.weights = &of_negative;
+    if (is_sign(quantizer))
+        kernels->pack_sign(codes, n, planes);
+    else
+        kernels->pack_planes(codes, n, n_planes(quantizer), planes);
 }
 
-static void pack_queries_and_keys(head *h)
+/* An operand's codes: a row for each token. */
+static void pack_tokens(const head *h, int operand, const bitm_file_quantizer *quantizer,
+                        packed *rows)
 {
-    const bitm_network *network = h->w->backend->network;
-    uint32_t head_size = network->config->head_size;
-    size_t stride = network->attention_size;
-    pack_rows(h, h->w->layer->quantize_query, codes_of(h, QUERY, 0), stride, 1, h->n_tokens,
-              head_size, &h->queries);
-    pack_rows(h, h->w->layer->quantize_key, codes_of(h, KEY, 0), stride, 1, h->n_tokens, head_size,
-              &h->keys);
+    const uint32_t head_size = h->w->backend->network->config->head_size;
+    rows->planes = planes_of(quantizer, rows->bits);
+    const size_t row_words = (size_t)rows->planes.n_planes * ((head_size + 63) / 64);
     for (size_t j = 0; j < h->n_tokens; j++)
-        h->keys.sums[j] *= h->queries.offset;
+        pack_codes(h, quantizer, codes_of(h, operand, j), head_size, rows->bits + j * row_words);
 }
 
-/* q_i . k_j of integers, times their steps, times scale. */
-static void integer_products(const head *h, size_t i, float scale)
+static void sum_queries(head *h)
+{
+    const uint32_t head_size = h->w->backend->network->config->head_size;
+    for (size_t j = 0; j < h->n_tokens; j++) {
+        const int16_t *codes = codes_of(h, QUERY, j);
+        int32_t sum = 0;
+        for (size_t d = 0; d < head_size; d++)
+            sum += codes[d];
+        h->query_sums[j] = sum;
+    }
+}
+
+static void sum_values(head *h)
+{
+    const uint32_t head_size = h->w->backend->network->config->head_size;
+    memset(h->value_sums, 0, head_size * sizeof *h->value_sums);
+    for (size_t j = 0; j < h->n_tokens; j++) {
+        const int16_t *codes = codes_of(h, VALUE, j);
+        for (size_t d = 0; d < head_size; d++)
+            h->value_sums[d] += codes[d];
+    }
+}
+
+/* Bit j of word i <-> bit i of word j: squares of 32, then 16, ... bits change places. */
+static void transpose(uint64_t words[64])
+{
+    uint64_t low = UINT64_MAX >> 32;
+    for (int n = 32; n > 0; n /= 2, low ^= low << n)
+        for (int i = 0; i < 64; i = (i + n + 1) & ~n) {
+            uint64_t moved = (words[i] >> n ^ words[i + n]) & low;
+            words[i] ^= moved << n;
+            words[i + n] ^= moved;
+        }
+}
+
+/* The values' codes: a row for each component, over the sequence. */
+static void pack_values(head *h)
+{
+    const bitm_file_quantizer *quantizer = h->w->layer->quantize_value;
+    const uint32_t head_size = h->w->backend->network->config->head_size;
+    const size_t n_words = ((size_t)h->n_tokens + 63) / 64;
+    packed *rows = &h->values;
+    rows->planes = planes_of(quantizer, rows->bits);
+    const uint32_t n = rows->planes.n_planes;
+    for (uint32_t first = 0; first < h->n_tokens; first += 64) {
+        for (uint32_t d = 0; d < head_size; d += 64) {
+            uint64_t of_token[BITM_MAX_PLANES], words[BITM_MAX_PLANES][64] = {{0}};
+            const uint32_t n_codes = head_size - d < 64 ? head_size - d : 64;
+            for (uint32_t j = 0; j < 64 && first + j < h->n_tokens; j++) {
+                pack_codes(h, quantizer, codes_of(h, VALUE, first + j) + d, n_codes, of_token);
+                for (uint32_t p = 0; p < n; p++)
+                    words[p][j] = of_token[p];
+            }
+            for (uint32_t p = 0; p < n; p++) {
+                transpose(words[p]);
+                for (uint32_t i = 0; i < n_codes; i++)
+                    rows->bits[((d + i) * n + p) * n_words + first / 64] = words[p][i];
+            }
+        }
+    }
+}
+
+/* Makes weights of rows of signs, n codes each, if none of them is 0, which is nearly always so. */
+static void make_weights(const head *h, const bitm_file_quantizer *quantizer, bitm_op op,
+                         uint32_t n_rows, uint32_t n, packed *rows)
+{
+    const bitm_packing *packing = h->w->backend->kernels->packing[op];
+    const size_t n_words = ((size_t)n + 63) / 64;
+    rows->are_weights = is_sign(quantizer);
+    for (size_t j = 0; rows->are_weights && j < n_rows; j++)
+        rows->are_weights = is_full(rows->bits + 2 * j * n_words, n);
+    if (!rows->are_weights) return;
+    for (size_t j = 0; j < n_rows; j++)
+        for (size_t i = 0; i < n_words; i++)
+            rows->bits[j * n_words + i] = rows->bits[(2 * j + 1) * n_words + i];
+    rows->product = packing != NULL ? rows->room : NULL;
+    if (packing != NULL) packing->pack(rows->bits, 1, n_rows, n, rows->room);
+}
+
+static void pack_operands(head *h)
+{
+    const bitm_layer *layer = h->w->layer;
+    const uint32_t head_size = h->w->backend->network->config->head_size;
+    if (h->w->integer_scores) {
+        pack_tokens(h, QUERY, layer->quantize_query, &h->queries);
+        pack_tokens(h, KEY, layer->quantize_key, &h->keys);
+        make_weights(h, layer->quantize_key, score_product(layer), h->n_tokens, head_size,
+                     &h->keys);
+        if (h->keys.are_weights && !is_sign(layer->quantize_query)) sum_queries(h);
+    }
+    if (h->w->integer_context) {
+        pack_values(h);
+        make_weights(h, layer->quantize_value, BITM_OP_gemm_w1planes, head_size, h->n_tokens,
+                     &h->values);
+    }
+}
+
+/* outputs [n_rows, stride] = products of rows of codes with all weights, times row_scale and
+ * token_step.  Rows are [planes, words] each. */
+static void multiply_rows(const head *h, bitm_op op, const packed *weights, uint32_t n_outputs,
+                          uint32_t n_inputs, const bitm_planes *rows, const int32_t *code_sum,
+                          uint32_t n_rows, const float *row_scale, const float *token_step,
+                          float *outputs, size_t stride)
 {
     const bitm_backend *backend = h->w->backend;
-    const bitm_attention_buffers *buffers = &backend->attention;
-    uint32_t head_size = backend->network->config->head_size, words = (head_size + 63) / 64;
+    const bitm_gemm gemm = {.weights = weights->bits,
+                            .packed = weights->product,
+                            .n_rows = n_outputs,
+                            .n_inputs = n_inputs,
+                            .row_scale = row_scale,
+                            .bias = backend->attention.minus_zeros,
+                            .inputs = rows->bits,
+                            .n_planes = rows->n_planes,
+                            .plane_weights = rows->weights,
+                            .code_sum = code_sum,
+                            .token_step = token_step,
+                            .outputs = outputs,
+                            .output_stride = stride,
+                            .scratch = h->scratch};
+    bitm_gemm_fn *run =
+        op == BITM_OP_gemm_w1sign ? backend->kernels->gemm_w1sign : backend->kernels->gemm_w1planes;
+    run(&gemm, 0, n_rows, 0, n_outputs);
+}
+
+/* ---- Scores ---- */
+
+/* Of rows i to i + n: q_i . k_j of integers, times their steps, times scale. */
+static void integer_products(const head *h, size_t i, uint32_t n, float scale)
+{
+    const bitm_backend *backend = h->w->backend;
+    const uint32_t head_size = backend->network->config->head_size, words = (head_size + 63) / 64;
+    const float *query_step = backend->attention.step[QUERY] + h->first + i;
+    const float *key_step = backend->attention.step[KEY] + h->first;
+    const size_t n_tokens = h->n_tokens;
     bitm_planes query = h->queries.planes;
     query.bits += i * query.n_planes * words;
-    backend->kernels->dot_planes(&query, &h->keys.planes, words, h->n_tokens, h->dots);
-    /* With q = a + x and k = b + y: q . k = x . y + a (sum of k) + b (sum of q) - a b n. */
-    int32_t a = h->queries.offset, b = h->keys.offset;
-    int32_t of_query = b * (h->queries.sums[i] - a * (int32_t)head_size);
-    float step = buffers->step[QUERY][h->first + i];
-    const float *key_step = buffers->step[KEY] + h->first;
-    const int32_t *dots = h->dots, *of_keys = h->keys.sums;
-    float *scores = h->scores;
-    for (size_t j = 0; j < h->n_tokens; j++)
-        scores[j] = (float)(dots[j] + of_keys[j] + of_query) * (step * key_step[j]) * scale;
+    if (h->keys.are_weights) {
+        multiply_rows(h, score_product(h->w->layer), &h->keys, h->n_tokens, head_size, &query,
+                      h->query_sums + i, n, key_step, query_step, h->scores, n_tokens);
+        for (size_t j = 0; scale != 1.0F && j < n * n_tokens; j++)
+            h->scores[j] *= scale;
+        return;
+    }
+    for (size_t r = 0; r < n; r++, query.bits += (size_t)query.n_planes * words) {
+        backend->kernels->dot_planes(&query, &h->keys.planes, words, h->n_tokens, h->dots);
+        const float step = query_step[r];
+        const int32_t *dots = h->dots;
+        float *scores = h->scores + r * n_tokens;
+        for (size_t j = 0; j < n_tokens; j++)
+            scores[j] = (float)dots[j] * (step * key_step[j]) * scale;
+    }
 }
 
 /* out[j] = a [n] . b_j [n] for rows b_j, as the float products add. */
@@ -333,7 +508,7 @@ static void float_products(const bitm_backend *backend, const float *a, const fl
 
 /* Adds query_m . key_p + query_p . key_m + query_p . key_p (BiPFT), in this order, over the rank.
  */
-static void add_low_rank(const head *h, size_t i)
+static void add_low_rank(const head *h, size_t i, float *scores)
 {
     const bitm_backend *backend = h->w->backend;
     size_t rank = backend->network->config->score_rank;
@@ -345,37 +520,42 @@ static void add_low_rank(const head *h, size_t i)
         const float *key_p = terms[KEY_P] + (h->first + j) * rank;
         const float *key_m = terms[KEY_M] + (h->first + j) * rank;
         for (size_t r = 0; r < rank; r++) {
-            h->scores[j] = fmaf(query_m[r], key_p[r], h->scores[j]);
-            h->scores[j] = fmaf(query_p[r], key_m[r], h->scores[j]);
-            h->scores[j] = fmaf(query_p[r], key_p[r], h->scores[j]);
+            scores[j] = fmaf(query_m[r], key_p[r], scores[j]);
+            scores[j] = fmaf(query_p[r], key_m[r], scores[j]);
+            scores[j] = fmaf(query_p[r], key_p[r], scores[j]);
         }
     }
 }
 
-/* scores [S] = probabilities of row i before their quantizer, times the number returned. */
-static float find_weights(const head *h, size_t i)
+/* scores [n, S] = probabilities of rows i to i + n before their quantizer, times sums [n]. */
+static void find_weights(const head *h, size_t i, uint32_t n, float sums[ROWS])
 {
     const work *w = h->w;
     const bitm_backend *backend = w->backend;
     const bitm_file_config *config = backend->network->config;
-    size_t stride = backend->network->attention_size, place = h->first * stride + h->place;
+    const size_t stride = backend->network->attention_size, n_tokens = h->n_tokens;
+    const size_t place = h->first * stride + h->place;
     const bool scales_last = !w->integer_scores || config->score_rank > 0;
-    if (w->integer_scores)
-        integer_products(h, i, scales_last ? 1.0F : config->score_scale);
-    else
-        float_products(backend, w->operands[QUERY] + place + i * stride, w->operands[KEY] + place,
-                       stride, h->n_tokens, config->head_size, h->scores);
-    if (config->score_rank > 0) add_low_rank(h, i);
-    for (size_t j = 0; scales_last && j < h->n_tokens; j++)
-        h->scores[j] *= config->score_scale;
-    if (config->attention_normalizer != BITM_NORMALIZER_SOFTMAX) return 1.0F;
-    return backend->kernels->exp_sum(h->scores, h->n_tokens);
+    if (w->integer_scores) integer_products(h, i, n, scales_last ? 1.0F : config->score_scale);
+    for (size_t r = 0; r < n; r++) {
+        float *scores = h->scores + r * n_tokens;
+        if (!w->integer_scores)
+            float_products(backend, w->operands[QUERY] + place + (i + r) * stride,
+                           w->operands[KEY] + place, stride, h->n_tokens, config->head_size,
+                           scores);
+        if (config->score_rank > 0) add_low_rank(h, i + r, scores);
+        for (size_t j = 0; scales_last && j < n_tokens; j++)
+            scores[j] *= config->score_scale;
+        sums[r] = config->attention_normalizer == BITM_NORMALIZER_SOFTMAX
+                      ? backend->kernels->exp_sum(scores, h->n_tokens)
+                      : 1.0F;
+    }
 }
 
-static void divide_scores(const head *h, float sum)
+static void divide_scores(float *scores, size_t n_tokens, float sum)
 {
-    for (size_t j = 0; sum != 1.0F && j < h->n_tokens; j++)
-        h->scores[j] /= sum;
+    for (size_t j = 0; sum != 1.0F && j < n_tokens; j++)
+        scores[j] /= sum;
 }
 
 /* ---- Statistics of probabilities ---- */
@@ -395,13 +575,18 @@ static void extremes_task(void *context, uint32_t task, uint32_t worker)
     const bitm_file_config *config = w->backend->network->config;
     bitm_quantization quantization = bitm_quantizer_begin(w->layer->quantize_probabilities, NULL);
     float *extremes = extremes_of(w->backend, h.sequence, h.number);
-    if (w->integer_scores) pack_queries_and_keys(&h);
-    for (size_t i = 0; i < h.n_tokens; i++) {
-        float row[2];
-        divide_scores(&h, find_weights(&h, i));
-        w->backend->kernels->extremes(&quantization, h.scores, h.n_tokens, row);
-        extremes[0] = i == 0 || row[0] < extremes[0] ? row[0] : extremes[0];
-        extremes[1] = i == 0 || row[1] > extremes[1] ? row[1] : extremes[1];
+    pack_operands(&h);
+    for (uint32_t i = 0; i < h.n_tokens; i += ROWS) {
+        const uint32_t n = h.n_tokens - i < ROWS ? h.n_tokens - i : ROWS;
+        float sums[ROWS];
+        find_weights(&h, i, n, sums);
+        for (size_t r = 0; r < n; r++) {
+            float row[2], *scores = h.scores + r * h.n_tokens;
+            divide_scores(scores, h.n_tokens, sums[r]);
+            w->backend->kernels->extremes(&quantization, scores, h.n_tokens, row);
+            extremes[0] = i + r == 0 || row[0] < extremes[0] ? row[0] : extremes[0];
+            extremes[1] = i + r == 0 || row[1] > extremes[1] ? row[1] : extremes[1];
+        }
     }
     if ((config->flags & BITM_FLAG_PROBABILITY_MIN_ZERO) != 0 && extremes[0] > 0.0F)
         extremes[0] = 0.0F;
@@ -427,40 +612,47 @@ static void join_heads(const work *w)
 
 /* ---- Context ---- */
 
-/* The values' codes of every component, over the sequence. */
-static void pack_values(head *h)
-{
-    const bitm_network *network = h->w->backend->network;
-    pack_rows(h, h->w->layer->quantize_value, codes_of(h, VALUE, 0), 1, network->attention_size,
-              network->config->head_size, h->n_tokens, &h->values);
-}
-
 /* With p = step_p * code_p + base_p and v = step_v * code_v + base_v:
  * sum of p v = step_p step_v (code_p . code_v) + base_p step_v (sum of code_v) + base_v (sum of p).
- */
-static void integer_context(const head *h, float step, float base, int32_t code_sum, float *context)
+ * Of n rows of probabilities, whose codes have the sums code_sum: context [n, A]. */
+static void integer_context(head *h, float step, float base, const int32_t *code_sum, uint32_t n,
+                            float *context)
 {
     const work *w = h->w;
     const bitm_backend *backend = w->backend;
     const bitm_attention_buffers *buffers = &backend->attention;
-    uint32_t head_size = backend->network->config->head_size, words = (h->n_tokens + 63) / 64;
-    bitm_planes p = planes_of(w->layer->quantize_probabilities, h->probabilities);
-    backend->kernels->pack_planes(h->codes, 1, h->n_tokens, p.n_planes, h->probabilities);
-    float value_step = buffers->step[VALUE][h->first], value_base = buffers->base[VALUE][h->first];
-    backend->kernels->dot_planes(&p, &h->values.planes, words, head_size, h->dots);
-    int32_t offset = h->values.offset * code_sum;
-    for (size_t d = 0; d < head_size; d++)
-        context[d] = (float)(h->dots[d] + offset) * (step * value_step);
+    const size_t stride = backend->network->attention_size;
+    const uint32_t head_size = backend->network->config->head_size;
+    const uint32_t words = (h->n_tokens + 63) / 64;
+    const float value_step = buffers->step[VALUE][h->first];
+    const float value_base = buffers->base[VALUE][h->first];
     /* Products of 0 would change nothing, not even the sign of a 0. */
-    if (base == 0.0F && value_base == 0.0F && step * value_step > 0.0F) return;
-    float sum = step * (float)code_sum + base * (float)h->n_tokens;
-    for (size_t d = 0; d < head_size; d++) {
-        float c = fmaf(base * value_step, (float)h->values.sums[d], context[d]);
-        context[d] = fmaf(value_base, sum, c);
+    const bool is_whole = base == 0.0F && value_base == 0.0F && step * value_step > 0.0F;
+    if (!is_whole) sum_values(h);
+    bitm_planes p = planes_of(w->layer->quantize_probabilities, h->probabilities);
+    if (h->values.are_weights) {
+        float steps[ROWS];
+        for (uint32_t r = 0; r < n; r++)
+            steps[r] = step * value_step;
+        multiply_rows(h, BITM_OP_gemm_w1planes, &h->values, head_size, h->n_tokens, &p, code_sum, n,
+                      backend->network->ones, steps, context, stride);
+    }
+    for (size_t r = 0; r < n; r++, context += stride, p.bits += (size_t)p.n_planes * words) {
+        if (!h->values.are_weights) {
+            backend->kernels->dot_planes(&p, &h->values.planes, words, head_size, h->dots);
+            for (size_t d = 0; d < head_size; d++)
+                context[d] = (float)h->dots[d] * (step * value_step);
+        }
+        if (is_whole) continue;
+        float sum = step * (float)code_sum[r] + base * (float)h->n_tokens;
+        for (size_t d = 0; d < head_size; d++) {
+            float c = fmaf(base * value_step, (float)h->value_sums[d], context[d]);
+            context[d] = fmaf(value_base, sum, c);
+        }
     }
 }
 
-static void float_context(const head *h, float *context)
+static void float_context(const head *h, const float *weights, float *context)
 {
     const bitm_backend *backend = h->w->backend;
     size_t stride = backend->network->attention_size, n = backend->network->config->head_size;
@@ -468,28 +660,28 @@ static void float_context(const head *h, float *context)
     memset(context, 0, n * sizeof *context);
     for (size_t j = 0; j < h->n_tokens; j++, value += stride)
         for (size_t d = 0; d < n; d++)
-            context[d] = fmaf(h->scores[j], value[d], context[d]);
+            context[d] = fmaf(weights[j], value[d], context[d]);
 }
 
 /* Adds to every component the sum over j of p_j * value_term_j. */
-static void add_value_term(const head *h, float *context)
+static void add_value_term(const head *h, const float *weights, float *context)
 {
     const bitm_backend *backend = h->w->backend;
     const float *term = backend->attention.value_term + h->first;
     float sum = 0.0F;
     for (size_t j = 0; j < h->n_tokens; j++)
-        sum = fmaf(h->scores[j], term[j], sum);
+        sum = fmaf(weights[j], term[j], sum);
     for (size_t d = 0; d < backend->network->config->head_size; d++)
         context[d] += sum;
 }
 
-/* The codes of the probabilities of row i; returns their sum.  A threshold of weights is found
+/* The codes of the probabilities of a row; returns their sum.  A threshold of weights is found
  * sooner than all of them are divided. */
-static int32_t quantize_probabilities(const head *h, size_t i, bitm_quantization quantization)
+static int32_t quantize_probabilities(const head *h, float *scores, float sum,
+                                      bitm_quantization quantization)
 {
-    float sum = find_weights(h, i);
-    if (!bitm_quantization_divide(&quantization, sum)) divide_scores(h, sum);
-    return h->w->backend->kernels->quantize(&quantization, h->scores, h->n_tokens, h->codes);
+    if (!bitm_quantization_divide(&quantization, sum)) divide_scores(scores, h->n_tokens, sum);
+    return h->w->backend->kernels->quantize(&quantization, scores, h->n_tokens, h->codes);
 }
 
 static void general_task(void *argument, uint32_t task, uint32_t worker)
@@ -497,33 +689,42 @@ static void general_task(void *argument, uint32_t task, uint32_t worker)
     const work *w = argument;
     const bitm_network *network = w->backend->network;
     const bitm_file_quantizer *quantizer = w->layer->quantize_probabilities;
+    const size_t stride = network->attention_size;
     bitm_quantization quantization = {0};
     float step = 1.0F, base = 0.0F; /* of probabilities, as quantization for all rows of the head */
     head h = open_head(w, task, worker);
     open_room(&h, worker);
+    const size_t row_words = n_planes(quantizer) * (((size_t)h.n_tokens + 63) / 64);
+    const bool uses_values = !w->integer_context || network->config->value_term;
     if (quantizer != NULL) {
         quantization = bitm_quantizer_begin(quantizer, NULL);
         bitm_quantizer_finish(quantizer, extremes_of(w->backend, h.sequence, h.number),
                               &quantization, &step, &base);
     }
-    if (w->integer_scores) pack_queries_and_keys(&h);
-    if (w->integer_context) pack_values(&h);
-    for (size_t i = 0; i < h.n_tokens; i++) {
-        float *context = w->context + (h.first + i) * network->attention_size + h.place;
-        if (quantizer == NULL) {
-            divide_scores(&h, find_weights(&h, i));
-            float_context(&h, context);
-        } else {
-            int32_t code_sum = quantize_probabilities(&h, i, quantization);
-            bool uses_values = !w->integer_context || network->config->value_term;
+    pack_operands(&h);
+    for (uint32_t i = 0; i < h.n_tokens; i += ROWS) {
+        const uint32_t n = h.n_tokens - i < ROWS ? h.n_tokens - i : ROWS;
+        float sums[ROWS], *context = w->context + (h.first + i) * stride + h.place;
+        int32_t code_sum[ROWS];
+        find_weights(&h, i, n, sums);
+        for (size_t r = 0; r < n; r++) {
+            float *scores = h.scores + r * h.n_tokens;
+            if (quantizer == NULL) {
+                divide_scores(scores, h.n_tokens, sums[r]);
+                continue;
+            }
+            code_sum[r] = quantize_probabilities(&h, scores, sums[r], quantization);
             for (size_t j = 0; uses_values && j < h.n_tokens; j++)
-                h.scores[j] = fmaf(step, (float)h.codes[j], base);
+                scores[j] = fmaf(step, (float)h.codes[j], base);
             if (w->integer_context)
-                integer_context(&h, step, base, code_sum, context);
-            else
-                float_context(&h, context);
+                pack_codes(&h, quantizer, h.codes, h.n_tokens, h.probabilities + r * row_words);
         }
-        if (network->config->value_term) add_value_term(&h, context);
+        if (w->integer_context) integer_context(&h, step, base, code_sum, n, context);
+        for (size_t r = 0; uses_values && r < n; r++) {
+            const float *weights = h.scores + r * h.n_tokens;
+            if (!w->integer_context) float_context(&h, weights, context + r * stride);
+            if (network->config->value_term) add_value_term(&h, weights, context + r * stride);
+        }
     }
 }
 

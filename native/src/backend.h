@@ -31,7 +31,7 @@ typedef struct bitm_input_buffers {
 
 /* Buffers for attention; all but the first are for attention with quantizers or further terms. */
 typedef struct bitm_attention_buffers {
-    float *scores; /* [n_threads, n_scores]: as bitm_attention has them, or one row of scores */
+    float *scores; /* [n_threads, n_scores], as bitm_attention has them */
     size_t n_scores;
     int16_t *codes[3];  /* query, key, value: [max_tokens, A] */
     float *step[3];     /* [max_tokens] */
@@ -39,8 +39,9 @@ typedef struct bitm_attention_buffers {
     float *low_rank[4]; /* query_p, query_m, key_p, key_m: [max_tokens, score_rank] */
     float *value_term;  /* [max_tokens] */
     float *extremes;    /* [max_tokens, n_heads, 2] of the probabilities of each head */
-    uint64_t *planes;   /* [n_threads, plane_words]: one head's keys, values, and a query */
-    size_t plane_words;
+    uint64_t *heads;    /* [n_threads, head_words]: one head's operands and scores */
+    size_t head_words;
+    const float *minus_zeros; /* [max_length or head_size]: a bias that changes no bit */
 } bitm_attention_buffers;
 
 typedef struct bitm_backend {

@@ -244,7 +244,7 @@ static void encode(const work *w, size_t token, uint32_t worker)
         backend->kernels->pack_sign(codes, w->n, (uint64_t *)b->codes + token * 2 * n_words);
         break;
     case BITM_INPUT_PLANES:
-        backend->kernels->pack_planes(codes, 1, w->n, w->n_planes,
+        backend->kernels->pack_planes(codes, w->n, w->n_planes,
                                       (uint64_t *)b->codes + token * w->n_planes * n_words);
         break;
     case BITM_INPUT_I16:

@@ -301,14 +301,14 @@ INLINE uint64_t bits_of(const uint8x16_t masks[4])
     return vget_lane_u64(vreinterpret_u64_u8(vpadd_u8(fours[0], fours[1])), 0);
 }
 
-/* 64 codes, `stride` elements apart, of which the first n exist; the others are 0. */
-INLINE void load_codes(const int16_t *codes, size_t stride, uint32_t n, int16x8_t words[8])
+/* 64 codes, of which the first n exist; the others are 0. */
+INLINE void load_codes(const int16_t *codes, uint32_t n, int16x8_t words[8])
 {
     int16_t room[64];
-    if (stride != 1 || n < 64) {
+    if (n < 64) {
         memset(room, 0, sizeof room);
         for (uint32_t i = 0; i < smaller(n, 64); i++)
-            room[i] = codes[i * stride];
+            room[i] = codes[i];
         codes = room;
     }
     for (int k = 0; k < 8; k++)
@@ -328,7 +328,7 @@ void bitm_pack_sign__neon(const int16_t *codes, uint32_t n, uint64_t *planes)
     for (size_t word = 0; word < n_words; word++) {
         int16x8_t c[8];
         uint8x16_t nonzero[4], positive[4];
-        load_codes(codes + word * 64, 1, n - (uint32_t)word * 64, c);
+        load_codes(codes + word * 64, n - (uint32_t)word * 64, c);
         for (int k = 0; k < 4; k++) {
             nonzero[k] =
                 narrow(vtstq_s16(c[2 * k], c[2 * k]), vtstq_s16(c[2 * k + 1], c[2 * k + 1]));
@@ -339,13 +339,12 @@ void bitm_pack_sign__neon(const int16_t *codes, uint32_t n, uint64_t *planes)
     }
 }
 
-void bitm_pack_planes__neon(const int16_t *codes, size_t stride, uint32_t n, uint32_t n_planes,
-                            uint64_t *planes)
+void bitm_pack_planes__neon(const int16_t *codes, uint32_t n, uint32_t n_planes, uint64_t *planes)
 {
     size_t n_words = ((size_t)n + 63) / 64;
     for (size_t word = 0; word < n_words; word++) {
         int16x8_t c[8];
-        load_codes(codes + word * 64 * stride, stride, n - (uint32_t)word * 64, c);
+        load_codes(codes + word * 64, n - (uint32_t)word * 64, c);
         for (uint32_t p = 0; p < n_planes; p++) {
             const int16x8_t bit = vdupq_n_s16((int16_t)(uint16_t)(1U << p));
             uint8x16_t plane[4];

@@ -133,9 +133,9 @@ typedef void bitm_extremes_fn(const bitm_quantization *quantization, const float
 /* codes [n] of -1, 0, 1 -> two planes [2, words]: nonzero, positive; padding bits are 0. */
 typedef void bitm_pack_sign_fn(const int16_t *codes, uint32_t n, uint64_t *planes);
 
-/* codes [n], one every `stride` elements -> planes [n_planes, words] of their two's complement
+/* codes [n] -> planes [n_planes, words] of their two's complement
  * bits. */
-typedef void bitm_pack_planes_fn(const int16_t *codes, size_t stride, uint32_t n, uint32_t n_planes,
+typedef void bitm_pack_planes_fn(const int16_t *codes, uint32_t n, uint32_t n_planes,
                                  uint64_t *planes);
 
 /* ---- Token by token ---- */

@@ -439,13 +439,12 @@ void bitm_pack_sign__scalar(const int16_t *codes, uint32_t n, uint64_t *planes)
     }
 }
 
-void bitm_pack_planes__scalar(const int16_t *codes, size_t stride, uint32_t n, uint32_t n_planes,
-                              uint64_t *planes)
+void bitm_pack_planes__scalar(const int16_t *codes, uint32_t n, uint32_t n_planes, uint64_t *planes)
 {
     size_t n_words = ((size_t)n + 63) / 64;
     memset(planes, 0, n_planes * n_words * sizeof *planes);
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t code = (uint16_t)codes[i * stride];
+        uint32_t code = (uint16_t)codes[i];
         for (uint32_t p = 0; p < n_planes; p++)
             planes[p * n_words + i / 64] |= (uint64_t)(code >> p & 1) << i % 64;
     }

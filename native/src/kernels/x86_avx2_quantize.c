@@ -248,14 +248,14 @@ INLINE uint32_t bits_of(__m256i low_i16x16, __m256i high_i16x16)
     return (uint32_t)_mm256_movemask_epi8(_mm256_permute4x64_epi64(mixed, _MM_SHUFFLE(3, 1, 2, 0)));
 }
 
-/* 64 codes, `stride` elements apart, of which the first n exist; the others are 0. */
-INLINE void load_codes(const int16_t *codes, size_t stride, uint32_t n, __m256i words[4])
+/* 64 codes, of which the first n exist; the others are 0. */
+INLINE void load_codes(const int16_t *codes, uint32_t n, __m256i words[4])
 {
     int16_t room[64];
-    if (stride != 1 || n < 64) {
+    if (n < 64) {
         memset(room, 0, sizeof room);
         for (uint32_t i = 0; i < smaller(n, 64); i++)
-            room[i] = codes[i * stride];
+            room[i] = codes[i];
         codes = room;
     }
     for (int k = 0; k < 4; k++)
@@ -268,7 +268,7 @@ void bitm_pack_sign__avx2(const int16_t *codes, uint32_t n, uint64_t *planes)
     const __m256i zero = _mm256_setzero_si256();
     for (size_t word = 0; word < n_words; word++) {
         __m256i c[4], nonzero[4], positive[4];
-        load_codes(codes + word * 64, 1, n - (uint32_t)word * 64, c);
+        load_codes(codes + word * 64, n - (uint32_t)word * 64, c);
         for (int k = 0; k < 4; k++) {
             positive[k] = _mm256_cmpgt_epi16(c[k], zero);
             nonzero[k] = _mm256_or_si256(positive[k], _mm256_cmpgt_epi16(zero, c[k]));
@@ -280,13 +280,12 @@ void bitm_pack_sign__avx2(const int16_t *codes, uint32_t n, uint64_t *planes)
     }
 }
 
-void bitm_pack_planes__avx2(const int16_t *codes, size_t stride, uint32_t n, uint32_t n_planes,
-                            uint64_t *planes)
+void bitm_pack_planes__avx2(const int16_t *codes, uint32_t n, uint32_t n_planes, uint64_t *planes)
 {
     size_t n_words = ((size_t)n + 63) / 64;
     for (size_t word = 0; word < n_words; word++) {
         __m256i c[4];
-        load_codes(codes + word * 64 * stride, stride, n - (uint32_t)word * 64, c);
+        load_codes(codes + word * 64, n - (uint32_t)word * 64, c);
         for (uint32_t p = 0; p < n_planes; p++) {
             const __m256i bit = _mm256_set1_epi16((int16_t)(uint16_t)(1U << p));
             __m256i plane[4];

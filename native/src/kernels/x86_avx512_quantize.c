@@ -100,39 +100,72 @@ INLINE __m512 shifted(const bitm_quantization *q, const float *x, uint32_t i, __
     return _mm512_min_ps(z, all(q->clip_hi));
 }
 
-/* 1 where z > 0, -1 where z < 0 and codes can be negative. */
-INLINE __m512i signs_of(const bitm_quantization *q, __m512 z)
+/* What tells a code, fixed for a row. */
+typedef enum told_by { BY_SIGN, BY_SIGN_ABOVE_0, BY_THRESHOLD, BY_QUOTIENT } told_by;
+
+INLINE __m512i quantized(const bitm_quantization *q, const told_by kind, __m512 z)
 {
-    __mmask16 positive = _mm512_cmp_ps_mask(z, _mm512_setzero_ps(), _CMP_GT_OQ);
-    __mmask16 negative = _mm512_cmp_ps_mask(z, _mm512_setzero_ps(), _CMP_LT_OQ);
-    __m512i codes = _mm512_maskz_set1_epi32(positive, 1);
-    return q->lo < 0.0F ? _mm512_mask_set1_epi32(codes, negative, -1) : codes;
+    const __m512 zero = _mm512_setzero_ps();
+    const __m512i one = _mm512_set1_epi32(1);
+    switch (kind) {
+    case BY_SIGN:
+        return _mm512_mask_sub_epi32(
+            _mm512_maskz_mov_epi32(_mm512_cmp_ps_mask(z, zero, _CMP_GT_OQ), one),
+            _mm512_cmp_ps_mask(z, zero, _CMP_LT_OQ), _mm512_setzero_si512(), one);
+    case BY_SIGN_ABOVE_0:
+        return _mm512_maskz_mov_epi32(_mm512_cmp_ps_mask(z, zero, _CMP_GT_OQ), one);
+    case BY_THRESHOLD:
+        return _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(z, all(q->threshold), _CMP_GE_OQ),
+                                       _mm512_set1_epi32((int32_t)q->lo),
+                                       _mm512_set1_epi32((int32_t)q->hi));
+    default:
+        break;
+    }
+    __m512 code = _mm512_div_ps(_mm512_sub_ps(z, all(q->base)), all(q->divisor));
+    code = _mm512_mul_ps(code, all(q->factor));
+    code = _mm512_max_ps(code, all(q->lo));
+    return to_integers(_mm512_min_ps(code, all(q->hi)));
+}
+
+INLINE int32_t quantize_row(const bitm_quantization *quantization, const told_by kind,
+                            const bool is_moved, const float *x, uint32_t n, int16_t *codes)
+{
+    bitm_quantization q = *quantization; /* a copy that no store of codes can change */
+    if (!is_moved) {
+        q.shift = NULL;
+        q.clips = false;
+    }
+    __m512i sum = _mm512_setzero_si512();
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        __m512i c = quantized(&q, kind, shifted(&q, x, i, 0xFFFF));
+        _mm256_storeu_si256((__m256i *)(void *)(codes + i), _mm512_cvtepi32_epi16(c));
+        sum = _mm512_add_epi32(sum, c);
+    }
+    if (i < n) {
+        __mmask16 exist = first_lanes(n - i);
+        __m512i c = quantized(&q, kind, shifted(&q, x, i, exist));
+        _mm256_mask_storeu_epi16(codes + i, exist, _mm512_cvtepi32_epi16(c));
+        sum = _mm512_mask_add_epi32(sum, exist, sum, c);
+    }
+    return _mm512_reduce_add_epi32(sum);
+}
+
+/* A loop of its own for each kind. */
+INLINE int32_t quantize_by(const bitm_quantization *q, const told_by kind, const float *x,
+                           uint32_t n, int16_t *codes)
+{
+    return q->shift != NULL || q->clips ? quantize_row(q, kind, true, x, n, codes)
+                                        : quantize_row(q, kind, false, x, n, codes);
 }
 
 int32_t bitm_quantize__avx512(const bitm_quantization *q, const float *x, uint32_t n,
                               int16_t *codes)
 {
-    __m512i sum = _mm512_setzero_si512();
-    for (uint32_t i = 0; i < n; i += 16) {
-        __mmask16 exist = first_lanes(n - i);
-        __m512 z = shifted(q, x, i, exist);
-        __m512i c;
-        if (q->sign) {
-            c = signs_of(q, z);
-        } else if (q->two_codes) {
-            __mmask16 greater = _mm512_cmp_ps_mask(z, all(q->threshold), _CMP_GE_OQ);
-            c = _mm512_mask_blend_epi32(greater, _mm512_set1_epi32((int32_t)q->lo),
-                                        _mm512_set1_epi32((int32_t)q->hi));
-        } else {
-            __m512 code = _mm512_div_ps(_mm512_sub_ps(z, all(q->base)), all(q->divisor));
-            code = _mm512_mul_ps(code, all(q->factor));
-            code = _mm512_max_ps(code, all(q->lo));
-            c = to_integers(_mm512_min_ps(code, all(q->hi)));
-        }
-        _mm256_mask_storeu_epi16(codes + i, exist, _mm512_cvtepi32_epi16(c));
-        sum = _mm512_mask_add_epi32(sum, exist, sum, c);
-    }
-    return _mm512_reduce_add_epi32(sum);
+    if (q->sign && q->lo < 0.0F) return quantize_by(q, BY_SIGN, x, n, codes);
+    if (q->sign) return quantize_by(q, BY_SIGN_ABOVE_0, x, n, codes);
+    if (q->two_codes) return quantize_by(q, BY_THRESHOLD, x, n, codes);
+    return quantize_by(q, BY_QUOTIENT, x, n, codes);
 }
 
 /* 0 and -0 are equal, but the scalar kernel keeps the first of them: so its sign is looked up. */
@@ -171,15 +204,9 @@ void bitm_extremes__avx512(const bitm_quantization *q, const float *x, uint32_t 
 
 /* ---- Planes of bits ---- */
 
-/* 64 codes, `stride` elements apart, of which the first n exist; the others are 0. */
-INLINE void load_codes(const int16_t *codes, size_t stride, uint32_t n, __m512i words[2])
+/* 64 codes, of which the first n exist; the others are 0. */
+INLINE void load_codes(const int16_t *codes, uint32_t n, __m512i words[2])
 {
-    int16_t room[64] = {0};
-    if (stride != 1) {
-        for (uint32_t i = 0; i < smaller(n, 64); i++)
-            room[i] = codes[i * stride];
-        codes = room;
-    }
     __mmask64 exist = first_bytes(n);
     words[0] = _mm512_maskz_loadu_epi16((__mmask32)exist, codes);
     words[1] = _mm512_maskz_loadu_epi16((__mmask32)(exist >> 32), codes + 32);
@@ -197,7 +224,7 @@ void bitm_pack_sign__avx512(const int16_t *codes, uint32_t n, uint64_t *planes)
     size_t n_words = ((size_t)n + 63) / 64;
     for (size_t word = 0; word < n_words; word++) {
         __m512i c[2];
-        load_codes(codes + word * 64, 1, n - (uint32_t)word * 64, c);
+        load_codes(codes + word * 64, n - (uint32_t)word * 64, c);
         uint64_t nonzero = with_bits(c, _mm512_set1_epi16(-1));
         uint64_t negative = with_bits(c, _mm512_set1_epi16(INT16_MIN));
         planes[word] = nonzero;
@@ -205,13 +232,12 @@ void bitm_pack_sign__avx512(const int16_t *codes, uint32_t n, uint64_t *planes)
     }
 }
 
-void bitm_pack_planes__avx512(const int16_t *codes, size_t stride, uint32_t n, uint32_t n_planes,
-                              uint64_t *planes)
+void bitm_pack_planes__avx512(const int16_t *codes, uint32_t n, uint32_t n_planes, uint64_t *planes)
 {
     size_t n_words = ((size_t)n + 63) / 64;
     for (size_t word = 0; word < n_words; word++) {
         __m512i c[2];
-        load_codes(codes + word * 64 * stride, stride, n - (uint32_t)word * 64, c);
+        load_codes(codes + word * 64, n - (uint32_t)word * 64, c);
         for (uint32_t p = 0; p < n_planes; p++)
             planes[p * n_words + word] = with_bits(c, _mm512_set1_epi16((int16_t)(1U << p)));
     }
