@@ -2,10 +2,11 @@
 #include "inputs.h"
 
 enum {
-    TASK_OUTPUTS = 64,      /* outputs of a product that one task computes at least */
-    TASKS_A_THREAD = 2,     /* so that threads end together */
-    PREPARED_OUTPUTS = 200, /* that take as long as preparing a block of tokens */
-    TASK_TOKENS = 8,        /* tokens that one task of the other operations treats */
+    TASK_OUTPUTS = 64,        /* outputs of a product that one task computes at least */
+    TASKS_A_THREAD = 2,       /* of outputs, so that threads end together */
+    TOKEN_TASKS_A_THREAD = 8, /* these cost nothing more, and neighbours slow one thread down */
+    PREPARED_OUTPUTS = 200,   /* that take as long as preparing a block of tokens */
+    TASK_TOKENS = 8,          /* tokens that one task of the other operations treats */
 };
 
 static uint32_t n_blocks(uint32_t n, uint32_t block)
@@ -162,10 +163,11 @@ static uint32_t parts_across(uint32_t n_threads, uint32_t n_token_tasks, uint32_
 static void cut_product(uint32_t n_threads, const bitm_packing *packing, product *p)
 {
     uint32_t block = packing != NULL ? packing->token_block : 0;
-    uint32_t n_wanted = n_threads > 1 ? n_threads * TASKS_A_THREAD : 1, n_across = n_wanted;
+    uint32_t n_across = n_threads > 1 ? n_threads * TASKS_A_THREAD : 1;
     p->task_tokens = p->n_tokens;
     p->task_outputs = TASK_OUTPUTS;
     if (block > 0) {
+        uint32_t n_wanted = n_threads > 1 ? n_threads * TOKEN_TASKS_A_THREAD : 1;
         p->task_tokens = n_blocks(n_blocks(p->n_tokens, n_wanted), block) * block;
         n_across = parts_across(n_threads, n_blocks(p->n_tokens, p->task_tokens), p->n_outputs);
     }

@@ -63,7 +63,7 @@ static void pack_words(const void *weights, uint32_t n_planes, uint32_t n_rows, 
             make_panel(rows + row * stride, stride, n_rows - row, n_words, panel);
 }
 
-const bitm_packing bitm_packing__words32 = {words_bytes, pack_words, 0};
+const bitm_packing bitm_packing__words32 = {words_bytes, pack_words, TOKENS};
 
 /* ---- Counts ---- */
 
