@@ -438,16 +438,24 @@ bitm_status bitm_tokenize(const bitm_model *model, const char *text, size_t n_by
                                  n_ids, err);
 }
 
+/* Of ids[begin] to ids[end]. */
+static bitm_status decode(const bitm_model *model, const int32_t *ids, size_t begin, size_t end,
+                          uint32_t skip_special_tokens, char *text, size_t capacity,
+                          size_t *n_bytes, bitm_error *err)
+{
+    BITM_CHECK(model != NULL && (ids != NULL || begin == end) && n_bytes != NULL &&
+                   (text != NULL || capacity == 0),
+               BITM_ARGUMENT, err, "model, ids, text and n_bytes must be given");
+    BITM_TRY(bitm_model_needs_vocabulary(model, err));
+    return bitm_tokenizer_decode(&model->tokenizer, ids, begin, end, skip_special_tokens != 0, text,
+                                 capacity, n_bytes, err);
+}
+
 bitm_status bitm_decode(const bitm_model *model, const int32_t *ids, size_t n_ids,
                         uint32_t skip_special_tokens, char *text, size_t capacity, size_t *n_bytes,
                         bitm_error *err)
 {
-    BITM_CHECK(model != NULL && (ids != NULL || n_ids == 0) && n_bytes != NULL &&
-                   (text != NULL || capacity == 0),
-               BITM_ARGUMENT, err, "model, ids, text and n_bytes must be given");
-    BITM_TRY(bitm_model_needs_vocabulary(model, err));
-    return bitm_tokenizer_decode(&model->tokenizer, ids, n_ids, skip_special_tokens != 0, text,
-                                 capacity, n_bytes, err);
+    return decode(model, ids, 0, n_ids, skip_special_tokens, text, capacity, n_bytes, err);
 }
 
 bitm_status bitm_decode_rows(const bitm_model *model, const int32_t *ids, const size_t *id_ends,
@@ -461,9 +469,8 @@ bitm_status bitm_decode_rows(const bitm_model *model, const int32_t *ids, const 
         BITM_CHECK(id_ends[r] >= id_begin, BITM_ARGUMENT, err,
                    "row %zu ends before ids[%zu], and begins at %zu", r, id_ends[r], id_begin);
         size_t n_kept = n_written < capacity ? n_written : capacity, n_bytes;
-        BITM_TRY(bitm_decode(model, ids == NULL ? NULL : ids + id_begin, id_ends[r] - id_begin,
-                             skip_special_tokens, text == NULL ? NULL : text + n_kept,
-                             capacity - n_kept, &n_bytes, err));
+        BITM_TRY(decode(model, ids, id_begin, id_ends[r], skip_special_tokens,
+                        text == NULL ? NULL : text + n_kept, capacity - n_kept, &n_bytes, err));
         id_begin = id_ends[r];
         text_ends[r] = n_written += n_bytes;
     }

@@ -581,14 +581,14 @@ static size_t decode_token(const char *token, size_t n_token_bytes, bool first,
     return n_bytes;
 }
 
-bitm_status bitm_tokenizer_decode(const bitm_tokenizer *t, const int32_t *ids, size_t n_ids,
-                                  bool skip_special_tokens, char *text, size_t capacity,
+bitm_status bitm_tokenizer_decode(const bitm_tokenizer *t, const int32_t *ids, size_t begin,
+                                  size_t end, bool skip_special_tokens, char *text, size_t capacity,
                                   size_t *n_bytes, bitm_error *err)
 {
     size_t n_written = 0;
     bool first = true;
     *n_bytes = 0;
-    for (size_t i = 0; i < n_ids; i++) {
+    for (size_t i = begin; i < end; i++) {
         BITM_CHECK(ids[i] >= 0, BITM_TOKEN, err, "ids[%zu]: expected a token id, found %d", i,
                    (int)ids[i]);
         if ((uint32_t)ids[i] >= t->vocabulary.n_tokens) continue;

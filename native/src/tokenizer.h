@@ -71,14 +71,14 @@ bitm_status bitm_tokenizer_encode(const bitm_tokenizer *t, const char *text, siz
                                   bool add_special_tokens, int32_t *ids, bitm_span *spans,
                                   size_t capacity, size_t *n_ids, bitm_error *err);
 
-/* Turns ids into text, as tokenizer.decode(ids, skip_special_tokens=...) does: pieces are joined,
- * spaces before punctuation and in English contractions are taken out.  Ids without a name in the
- * vocabulary (from n_tokens up, and all but the last of equal tokens) give nothing.  Writes at most
- * `capacity` bytes, the last of them NUL (nothing when capacity is 0; `text` may then be NULL);
- * *n_bytes is the full length without the NUL.
- * BITM_TOKEN: an id is negative. */
-bitm_status bitm_tokenizer_decode(const bitm_tokenizer *t, const int32_t *ids, size_t n_ids,
-                                  bool skip_special_tokens, char *text, size_t capacity,
+/* Turns ids[begin] to ids[end] into text, as tokenizer.decode(ids, skip_special_tokens=...) does:
+ * pieces are joined, spaces before punctuation and in English contractions are taken out.  Ids
+ * without a name in the vocabulary (from n_tokens up, and all but the last of equal tokens) give
+ * nothing.  Writes at most `capacity` bytes, the last of them NUL (nothing when capacity is 0;
+ * `text` may then be NULL); *n_bytes is the full length without the NUL.
+ * BITM_TOKEN: an id is negative; the message names its place in ids. */
+bitm_status bitm_tokenizer_decode(const bitm_tokenizer *t, const int32_t *ids, size_t begin,
+                                  size_t end, bool skip_special_tokens, char *text, size_t capacity,
                                   size_t *n_bytes, bitm_error *err);
 
 #endif

@@ -512,6 +512,7 @@ static void test_decode_rows(checks *c, const fixture *f)
     CHECK_STATUS(
         c, BITM_TOKEN, &error,
         bitm_decode_rows(f->model, three, ends, 4, 0, text, sizeof text, text_ends, &error));
+    CHECK(c, strcmp(error.message, "ids[2]: expected a token id, found -1") == 0);
 }
 
 /* Each kernel that this machine has, forced: it is the one chosen, and the logits stay the same. */

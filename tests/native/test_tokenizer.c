@@ -112,7 +112,7 @@ static void expect_decoded(const bitm_tokenizer *t, const int32_t *ids, size_t n
 {
     char text[512];
     size_t n_bytes = 0;
-    bitm_status status = bitm_tokenizer_decode(t, ids, n_ids, skip_special_tokens, text,
+    bitm_status status = bitm_tokenizer_decode(t, ids, 0, n_ids, skip_special_tokens, text,
                                                sizeof text, &n_bytes, NULL);
     bool same = status == BITM_OK && n_bytes == strlen(expected) && strcmp(text, expected) == 0;
     expect(same, expected);
@@ -392,14 +392,14 @@ static void test_decode(void)
     expect_decoded(t, (int32_t[]){PARIS, 1000, DOT}, 3, true, "Paris."); /* an id without a name */
     char text[8];
     size_t n_bytes = 0;
-    bitm_status status = bitm_tokenizer_decode(t, (int32_t[]){PARIS, PARIS}, 2, false, text,
+    bitm_status status = bitm_tokenizer_decode(t, (int32_t[]){PARIS, PARIS}, 0, 2, false, text,
                                                sizeof text, &n_bytes, NULL);
     expect(status == BITM_OK && n_bytes == 11 && strcmp(text, "Paris P") == 0, "a cut text");
-    status = bitm_tokenizer_decode(t, (int32_t[]){PARIS}, 1, false, NULL, 0, &n_bytes, NULL);
+    status = bitm_tokenizer_decode(t, (int32_t[]){PARIS}, 0, 1, false, NULL, 0, &n_bytes, NULL);
     expect(status == BITM_OK && n_bytes == 5, "counting the bytes only");
     bitm_error err = {BITM_OK, ""};
-    status = bitm_tokenizer_decode(t, (int32_t[]){PARIS, -1}, 2, false, text, sizeof text, &n_bytes,
-                                   &err);
+    status = bitm_tokenizer_decode(t, (int32_t[]){PARIS, -1}, 0, 2, false, text, sizeof text,
+                                   &n_bytes, &err);
     expect(status == BITM_TOKEN && strstr(err.message, "ids[1]") != NULL, "a negative id");
 }
 
