@@ -1,7 +1,7 @@
 /* The operations of the forward pass on packed tokens, spread over the threads of a pool.
  *
  * Tokens are packed: the real tokens of several sequences in a row, without padding.  bert.c and
- * head.c say what is computed; backend_cpu.c, inputs.c and attention.c how, with which kernels and
+ * head.c say what is computed; backend_cpu.c, inputs.c and attention*.c how, with which kernels and
  * in which arithmetic. */
 #ifndef BITM_BACKEND_H
 #define BITM_BACKEND_H
@@ -33,13 +33,13 @@ typedef struct bitm_input_buffers {
 typedef struct bitm_attention_buffers {
     float *scores; /* [n_threads, n_scores], as bitm_attention has them */
     size_t n_scores;
-    int16_t *codes[3];  /* query, key, value: [max_tokens, A] */
-    float *step[3];     /* [max_tokens] */
-    float *base[3];     /* [max_tokens] */
-    float *low_rank[4]; /* query_p, query_m, key_p, key_m: [max_tokens, score_rank] */
-    float *value_term;  /* [max_tokens] */
-    float *extremes;    /* [max_tokens, n_heads, 2] of the probabilities of each head */
-    uint64_t *heads;    /* [n_threads, head_words]: one head's operands and scores */
+    uint64_t *planes[3]; /* query, key, value: [max_tokens, n_heads, planes, words of a head] */
+    float *step[3];      /* [max_tokens] */
+    float *base[3];      /* [max_tokens] */
+    float *low_rank[4];  /* query_p, query_m, key_p, key_m: [max_tokens, score_rank] */
+    float *value_term;   /* [max_tokens] */
+    float *extremes;     /* [max_tokens, n_heads, 2] of the probabilities of each head */
+    uint64_t *heads;     /* [n_threads, head_words]: one head's operands and scores */
     size_t head_words;
     const float *minus_zeros; /* [max_length or head_size]: a bias that changes no bit */
 } bitm_attention_buffers;

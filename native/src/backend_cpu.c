@@ -243,9 +243,8 @@ static uint64_t branch_ops(const bitm_branch *branch, bitm_activations activatio
         return ops | (form == BITM_INPUT_I8 ? OP(quantize_i8) : 0) |
                (form == BITM_INPUT_I16 ? OP(quantize_i16) : 0);
     if (branch->quantizer->scope != BITM_SCOPE_STATIC) ops |= OP(extremes);
-    if (form == BITM_INPUT_SIGN) ops |= OP(pack_sign);
-    if (form == BITM_INPUT_PLANES) ops |= OP(pack_planes);
-    return ops | OP(quantize);
+    bool in_planes = form == BITM_INPUT_SIGN || form == BITM_INPUT_PLANES;
+    return ops | (in_planes ? OP(quantize_planes) : OP(quantize));
 }
 
 uint64_t bitm_backend_ops(const bitm_network *network, bitm_activations activations)

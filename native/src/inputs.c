@@ -72,7 +72,9 @@ typedef struct work {
     uint32_t n_planes;
     const float *x; /* [n_tokens, n] */
     uint32_t n_tokens, n;
-    int16_t *codes;     /* [n_tokens, n], for attention */
+    uint32_t n_heads;   /* of attention, of n / n_heads elements each */
+    uint64_t *planes;   /* [n_tokens, n_heads, n_planes, words], for attention */
+    float *values;      /* x, to be changed, for attention that wants no codes */
     float *step, *base; /* [n_tokens] */
 } work;
 
@@ -129,38 +131,60 @@ static void find_statistics(const work *w, const bitm_spans *spans)
     if (w->quantizer->scope == BITM_SCOPE_SEQUENCE && spans != NULL) join_extremes(w, spans);
 }
 
-/* The codes of one token by the model's quantizer; returns their sum. */
-static int32_t quantize_token(const work *w, size_t token, int16_t *codes)
+/* The quantization of one token, whose step and base it notes. */
+static bitm_quantization quantization_of(const work *w, size_t token)
 {
     bitm_quantization quantization = w->quantization;
     bitm_quantizer_finish(w->quantizer, w->backend->inputs.extremes + token * 2, &quantization,
                           &w->step[token], &w->base[token]);
-    return w->backend->kernels->quantize(&quantization, w->x + token * w->n, w->n, codes);
+    return quantization;
 }
 
 /* ---- Attention's operands ---- */
 
-static void quantize_operand(const work *w, size_t token, uint32_t worker)
+static void encode_heads(const work *w, size_t token, uint32_t worker)
 {
+    const uint32_t head_size = w->n / w->n_heads;
+    const size_t row_words = (size_t)w->n_planes * ((head_size + 63) / 64);
+    const bitm_quantization quantization = quantization_of(w, token);
     (void)worker;
-    (void)quantize_token(w, token, w->codes + token * w->n);
+    for (size_t h = 0; h < w->n_heads; h++)
+        (void)w->backend->kernels->quantize_planes(
+            &quantization, w->x + token * w->n + h * head_size, head_size, w->n_planes,
+            w->planes + (token * w->n_heads + h) * row_words);
 }
 
-void bitm_quantize_tokens(bitm_backend *backend, const bitm_file_quantizer *quantizer,
-                          const float *x, uint32_t n_tokens, uint32_t n, const bitm_spans *spans,
-                          int16_t *codes, float *step, float *base)
+/* Codes and back. */
+static void round_values(const work *w, size_t token, uint32_t worker)
 {
+    const bitm_quantization quantization = quantization_of(w, token);
+    const size_t n = w->n;
+    int16_t *codes = w->backend->inputs.scratch + worker * n;
+    float *values = w->values + token * n;
+    (void)w->backend->kernels->quantize(&quantization, values, w->n, codes);
+    for (size_t i = 0; i < n; i++)
+        values[i] = fmaf(w->step[token], (float)codes[i], w->base[token]);
+}
+
+void bitm_quantize_heads(bitm_backend *backend, const bitm_file_quantizer *quantizer, float *x,
+                         uint32_t n_tokens, uint32_t n_heads, uint32_t n, const bitm_spans *spans,
+                         uint64_t *planes, float *step, float *base)
+{
+    const int32_t *weights;
     work w = {.backend = backend,
               .quantizer = quantizer,
               .quantization = bitm_quantizer_begin(quantizer, NULL),
+              .n_planes = bitm_quantizer_planes(quantizer, &weights),
               .x = x,
               .n_tokens = n_tokens,
               .n = n,
-              .codes = codes,
+              .n_heads = n_heads,
+              .planes = planes,
+              .values = x,
               .step = step,
               .base = base};
     find_statistics(&w, spans);
-    run_pass(&w, quantize_operand);
+    run_pass(&w, planes != NULL ? encode_heads : round_values);
 }
 
 /* ---- The inputs of a linear ---- */
@@ -224,32 +248,26 @@ static void encode(const work *w, size_t token, uint32_t worker)
 {
     bitm_backend *backend = w->backend;
     bitm_input_buffers *b = &backend->inputs;
-    size_t n = w->n, n_words = (n + 63) / 64;
+    const size_t n = w->n, row_words = (size_t)w->n_planes * ((n + 63) / 64);
+    const float *x = w->x + token * n;
+    const bitm_quantization quantization = quantization_of(w, token);
+    const float step = w->step[token], base = w->base[token];
     int16_t *codes =
         w->form == BITM_INPUT_I16 ? (int16_t *)b->codes + token * n : b->scratch + worker * n;
-    int32_t sum = quantize_token(w, token, codes);
-    float step = w->step[token], base = w->base[token];
+    int32_t sum;
+    if (w->form == BITM_INPUT_SIGN || w->form == BITM_INPUT_PLANES)
+        sum = backend->kernels->quantize_planes(&quantization, x, w->n, w->n_planes,
+                                                (uint64_t *)b->codes + token * row_words);
+    else
+        sum = backend->kernels->quantize(&quantization, x, w->n, codes);
     b->code_sum[token] = sum;
     b->token_sum[token] = step * (float)sum + base * (float)n;
-    switch (w->form) {
-    case BITM_INPUT_FLOAT:
+    if (w->form == BITM_INPUT_FLOAT)
         for (size_t i = 0; i < n; i++)
             b->floats[token * n + i] = fmaf(step, (float)codes[i], base);
-        break;
-    case BITM_INPUT_I8:
+    if (w->form == BITM_INPUT_I8)
         for (size_t i = 0; i < n; i++)
             ((int8_t *)b->codes)[token * n + i] = (int8_t)codes[i];
-        break;
-    case BITM_INPUT_SIGN:
-        backend->kernels->pack_sign(codes, w->n, (uint64_t *)b->codes + token * 2 * n_words);
-        break;
-    case BITM_INPUT_PLANES:
-        backend->kernels->pack_planes(codes, w->n, w->n_planes,
-                                      (uint64_t *)b->codes + token * w->n_planes * n_words);
-        break;
-    case BITM_INPUT_I16:
-        break;
-    }
 }
 
 static bool is_same(const bitm_branch *a, const bitm_branch *b)

@@ -21,11 +21,11 @@ bitm_quantization bitm_quantizer_begin(const bitm_file_quantizer *quantizer, con
 void bitm_quantizer_finish(const bitm_file_quantizer *quantizer, const float extremes[2],
                            bitm_quantization *quantization, float *step, float *base);
 
-/* Quantizes x [n_tokens, n] of the backend's sequences: codes [n_tokens, n], step and base
- * [n_tokens]. */
-void bitm_quantize_tokens(bitm_backend *backend, const bitm_file_quantizer *quantizer,
-                          const float *x, uint32_t n_tokens, uint32_t n, const bitm_spans *spans,
-                          int16_t *codes, float *step, float *base);
+/* Quantizes x [n_tokens, n] of attention: planes [n_tokens, n_heads, planes, words] of its codes;
+ * or where planes is NULL, x becomes the values that they stand for.  step and base [n_tokens]. */
+void bitm_quantize_heads(bitm_backend *backend, const bitm_file_quantizer *quantizer, float *x,
+                         uint32_t n_tokens, uint32_t n_heads, uint32_t n, const bitm_spans *spans,
+                         uint64_t *planes, float *step, float *base);
 
 /* Whether inputs made for the branch `last` (NULL: none are made) are those of another branch of
  * the same x. */

@@ -199,6 +199,51 @@ void check_quantize(trial *t, any_fn *kernel, any_fn *scalar)
     }
 }
 
+/* The bit of a code in a plane: nonzero and positive, or the two's complement bits. */
+static bool bit_of(int16_t code, bool are_signs, uint32_t plane)
+{
+    if (are_signs) return plane == 0 ? code != 0 : code > 0;
+    return (uint16_t)code >> plane & 1;
+}
+
+void check_quantize_planes(trial *t, any_fn *kernel, any_fn *scalar)
+{
+    for (int i = 0; i < N_AWKWARD_SIZES; i++) {
+        uint32_t n = awkward_sizes[i], n_words = (n + 63) / 64;
+        float *x = new_floats(t, n);
+        bitm_quantization q = new_quantization(t, n);
+        if (i % 4 == 1) { /* codes 0 and 1 */
+            q.lo = 0;
+            q.hi = 1;
+        }
+        if (t->pattern == PATTERN_RANDOM && i % 2 == 0) put_on_ties(t, &q, x, n);
+        bool are_signs = q.sign && q.lo < 0.0F;
+        uint32_t n_planes = are_signs ? 2 : 1 + random_below(&t->random, BITM_MAX_PLANES);
+        size_t n_bytes = (size_t)n_planes * n_words * 8;
+        at_work(t, "pattern %d, %u elements, %u planes", t->pattern, n, n_planes);
+        int16_t *codes = guard_array(&t->arrays, n, sizeof *codes);
+        int32_t sum = bitm_quantize__scalar(&q, x, n, codes);
+        guard_seal(&t->arrays);
+        uint64_t *found = guard_array(&t->arrays, (size_t)n_planes * n_words, sizeof *found);
+        uint64_t *expected = guard_array(&t->arrays, (size_t)n_planes * n_words, sizeof *expected);
+        memset(found, 0xA5, n_bytes);
+        memset(expected, 0x5A, n_bytes);
+        bitm_quantize_planes_fn *of_scalar = (bitm_quantize_planes_fn *)scalar;
+        expect(t, of_scalar(&q, x, n, n_planes, expected) == sum, "the scalar sum differs");
+        if (i % 3 != 0) bitm_quantization_split(&q); /* the same codes by a threshold */
+        bitm_quantize_planes_fn *of_kernel = (bitm_quantize_planes_fn *)kernel;
+        expect(t, of_kernel(&q, x, n, n_planes, found) == sum, "the sum differs");
+        expect_same(t, found, expected, n_bytes, "planes");
+        bool right = true;
+        for (uint32_t p = 0; p < n_planes; p++)
+            for (uint32_t k = 0; k < n_words * 64; k++)
+                right = right && (expected[p * n_words + k / 64] >> k % 64 & 1) ==
+                                     (k < n && bit_of(codes[k], are_signs, p));
+        expect(t, right, "the planes are not the codes' bits");
+        guard_release(&t->arrays);
+    }
+}
+
 void check_extremes(trial *t, any_fn *kernel, any_fn *scalar)
 {
     for (int i = 0; i < N_AWKWARD_SIZES; i++) {
@@ -230,6 +275,7 @@ typedef struct quantize_call {
     bitm_quantization q;
     const float *x;
     int16_t *codes;
+    uint64_t *planes;
     float extremes[2];
 } quantize_call;
 
@@ -237,6 +283,13 @@ static void call_model_quantize(void *context)
 {
     quantize_call *call = context;
     (void)((bitm_quantize_fn *)call->kernel)(&call->q, call->x, MEASURED_ELEMENTS, call->codes);
+}
+
+static void call_quantize_planes(void *context)
+{
+    quantize_call *call = context;
+    (void)((bitm_quantize_planes_fn *)call->kernel)(&call->q, call->x, MEASURED_ELEMENTS, 2,
+                                                    call->planes);
 }
 
 static void call_extremes(void *context)
@@ -250,7 +303,8 @@ static speed measure_model_quantizer(trial *t, any_fn *kernel, void (*call_kerne
     quantize_call call = {.kernel = kernel,
                           .q = {.divisor = 0.25F, .factor = 1, .lo = -8, .hi = 7},
                           .x = new_floats(t, MEASURED_ELEMENTS),
-                          .codes = guard_array(&t->arrays, MEASURED_ELEMENTS, sizeof(int16_t))};
+                          .codes = guard_array(&t->arrays, MEASURED_ELEMENTS, sizeof(int16_t)),
+                          .planes = guard_array(&t->arrays, 2 * MEASURED_ELEMENTS / 64, 8)};
     speed found = {MEASURED_ELEMENTS, "element", time_calls(call_kernel, &call)};
     guard_release(&t->arrays);
     return found;
@@ -261,101 +315,12 @@ speed measure_quantize(trial *t, any_fn *kernel)
     return measure_model_quantizer(t, kernel, call_model_quantize);
 }
 
+speed measure_quantize_planes(trial *t, any_fn *kernel)
+{
+    return measure_model_quantizer(t, kernel, call_quantize_planes);
+}
+
 speed measure_extremes(trial *t, any_fn *kernel)
 {
     return measure_model_quantizer(t, kernel, call_extremes);
-}
-
-/* ---- Planes of bits ---- */
-
-static void call_pack(any_fn *kernel, bool sign, const int16_t *codes, uint32_t n,
-                      uint32_t n_planes, uint64_t *planes)
-{
-    if (sign)
-        ((bitm_pack_sign_fn *)kernel)(codes, n, planes);
-    else
-        ((bitm_pack_planes_fn *)kernel)(codes, n, n_planes, planes);
-}
-
-/* The bit of a code in a plane: nonzero and positive, or the two's complement bits. */
-static bool bit_of(int16_t code, bool sign, uint32_t plane)
-{
-    if (sign) return plane == 0 ? code != 0 : code > 0;
-    return (uint16_t)code >> plane & 1;
-}
-
-static void check_pack(trial *t, bool sign, any_fn *kernel, any_fn *scalar)
-{
-    for (int i = 0; i < N_AWKWARD_SIZES; i++) {
-        uint32_t n = awkward_sizes[i], n_words = (n + 63) / 64;
-        uint32_t n_planes = sign ? 2 : 1 + random_below(&t->random, BITM_MAX_PLANES);
-        size_t n_bytes = (size_t)n_planes * n_words * 8;
-        int32_t hi = sign ? 1 : 32767, lo = sign ? -1 : -32768;
-        at_work(t, "pattern %d, %u codes, %u planes", t->pattern, n, n_planes);
-        int16_t *codes = guard_array(&t->arrays, n, sizeof *codes);
-        for (size_t k = 0; k < n; k++)
-            codes[k] = (int16_t)code_of(t, lo, hi);
-        guard_seal(&t->arrays);
-        uint64_t *found = guard_array(&t->arrays, (size_t)n_planes * n_words, sizeof *found);
-        uint64_t *expected = guard_array(&t->arrays, (size_t)n_planes * n_words, sizeof *expected);
-        memset(found, 0xA5, n_bytes);
-        memset(expected, 0x5A, n_bytes);
-        call_pack(scalar, sign, codes, n, n_planes, expected);
-        call_pack(kernel, sign, codes, n, n_planes, found);
-        expect_same(t, found, expected, n_bytes, "planes");
-        bool right = true;
-        for (uint32_t p = 0; p < n_planes; p++)
-            for (uint32_t k = 0; k < n_words * 64; k++)
-                right = right && (expected[p * n_words + k / 64] >> k % 64 & 1) ==
-                                     (k < n && bit_of(codes[k], sign, p));
-        expect(t, right, "the planes are not the codes' bits");
-        guard_release(&t->arrays);
-    }
-}
-
-typedef struct pack_call {
-    any_fn *kernel;
-    bool sign;
-    const int16_t *codes;
-    uint64_t *planes;
-} pack_call;
-
-static void call_pack_again(void *context)
-{
-    pack_call *call = context;
-    call_pack(call->kernel, call->sign, call->codes, MEASURED_ELEMENTS, 4, call->planes);
-}
-
-static speed measure_pack(trial *t, bool sign, any_fn *kernel)
-{
-    int16_t *codes = guard_array(&t->arrays, MEASURED_ELEMENTS, sizeof *codes);
-    for (int i = 0; i < MEASURED_ELEMENTS; i++)
-        codes[i] = (int16_t)code_of(t, -1, 1);
-    pack_call call = {.kernel = kernel,
-                      .sign = sign,
-                      .codes = codes,
-                      .planes = guard_array(&t->arrays, 4 * MEASURED_ELEMENTS / 64, 8)};
-    speed found = {MEASURED_ELEMENTS, "element", time_calls(call_pack_again, &call)};
-    guard_release(&t->arrays);
-    return found;
-}
-
-void check_pack_sign(trial *t, any_fn *kernel, any_fn *scalar)
-{
-    check_pack(t, true, kernel, scalar);
-}
-
-speed measure_pack_sign(trial *t, any_fn *kernel)
-{
-    return measure_pack(t, true, kernel);
-}
-
-void check_pack_planes(trial *t, any_fn *kernel, any_fn *scalar)
-{
-    check_pack(t, false, kernel, scalar);
-}
-
-speed measure_pack_planes(trial *t, any_fn *kernel)
-{
-    return measure_pack(t, false, kernel);
 }

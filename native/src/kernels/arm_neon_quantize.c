@@ -241,6 +241,72 @@ int32_t bitm_quantize__neon(const bitm_quantization *q, const float *x, uint32_t
     return quantize_by(q, BY_QUOTIENT, x, n, codes);
 }
 
+/* 64 bytes, all ones or zeros, to a bit each: byte i has bit i % 8 left, and neighbours add up. */
+INLINE uint64_t bits_of(const uint8x16_t masks[4])
+{
+    const uint8x16_t bit = vcombine_u8(vcreate_u8(UINT64_C(0x8040201008040201)),
+                                       vcreate_u8(UINT64_C(0x8040201008040201)));
+    uint8x8_t pairs[4];
+    for (int k = 0; k < 4; k++) {
+        uint8x16_t bits = vandq_u8(masks[k], bit);
+        pairs[k] = vpadd_u8(vget_low_u8(bits), vget_high_u8(bits));
+    }
+    uint8x8_t fours[2] = {vpadd_u8(pairs[0], pairs[1]), vpadd_u8(pairs[2], pairs[3])};
+    return vget_lane_u64(vreinterpret_u64_u8(vpadd_u8(fours[0], fours[1])), 0);
+}
+
+/* Masks of 16 bits to masks of bytes. */
+INLINE uint8x16_t narrow(uint16x8_t low, uint16x8_t high)
+{
+    return vcombine_u8(vmovn_u16(low), vmovn_u16(high));
+}
+
+/* Where 64 codes are not 0, and where they are above 0. */
+INLINE void put_signs(const int16x8_t c[8], size_t n_words, uint64_t *planes)
+{
+    const int16x8_t zero = vdupq_n_s16(0);
+    uint8x16_t nonzero[4], positive[4];
+    for (int k = 0; k < 4; k++) {
+        nonzero[k] = narrow(vtstq_s16(c[2 * k], c[2 * k]), vtstq_s16(c[2 * k + 1], c[2 * k + 1]));
+        positive[k] = narrow(vcgtq_s16(c[2 * k], zero), vcgtq_s16(c[2 * k + 1], zero));
+    }
+    planes[0] = bits_of(nonzero);
+    planes[n_words] = bits_of(positive);
+}
+
+INLINE void put_bits(const int16x8_t c[8], uint32_t n_planes, size_t n_words, uint64_t *planes)
+{
+    for (uint32_t p = 0; p < n_planes; p++) {
+        const int16x8_t bit = vdupq_n_s16((int16_t)(uint16_t)(1U << p));
+        uint8x16_t plane[4];
+        for (int k = 0; k < 4; k++)
+            plane[k] = narrow(vtstq_s16(c[2 * k], bit), vtstq_s16(c[2 * k + 1], bit));
+        planes[p * n_words] = bits_of(plane);
+    }
+}
+
+int32_t bitm_quantize_planes__neon(const bitm_quantization *quantization, const float *x,
+                                   uint32_t n, uint32_t n_planes, uint64_t *planes)
+{
+    bitm_quantization q = *quantization;
+    const bool are_signs = q.sign && q.lo < 0.0F;
+    const size_t n_words = ((size_t)n + 63) / 64;
+    int32_t sum = 0;
+    for (size_t word = 0; word < n_words; word++) {
+        int16_t codes[64] = {0};
+        int16x8_t c[8];
+        sum += bitm_quantize__neon(&q, x + 64 * word, smaller(64, n - 64 * (uint32_t)word), codes);
+        for (int k = 0; k < 8; k++)
+            c[k] = vld1q_s16(codes + 8 * k);
+        if (are_signs)
+            put_signs(c, n_words, planes + word);
+        else
+            put_bits(c, n_planes, n_words, planes + word);
+        if (q.shift != NULL) q.shift += 64;
+    }
+    return sum;
+}
+
 /* 0 and -0 are equal, but the scalar kernel keeps the first of them: so its sign is looked up. */
 static float first_zero(const bitm_quantization *q, const float *x, uint32_t n)
 {
@@ -284,73 +350,3 @@ void bitm_extremes__neon(const bitm_quantization *q, const float *x, uint32_t n,
     }
 }
 #endif
-
-/* ---- Planes of bits ---- */
-
-/* 64 bytes, all ones or zeros, to a bit each: byte i has bit i % 8 left, and neighbours add up. */
-INLINE uint64_t bits_of(const uint8x16_t masks[4])
-{
-    const uint8x16_t bit = vcombine_u8(vcreate_u8(UINT64_C(0x8040201008040201)),
-                                       vcreate_u8(UINT64_C(0x8040201008040201)));
-    uint8x8_t pairs[4];
-    for (int k = 0; k < 4; k++) {
-        uint8x16_t bits = vandq_u8(masks[k], bit);
-        pairs[k] = vpadd_u8(vget_low_u8(bits), vget_high_u8(bits));
-    }
-    uint8x8_t fours[2] = {vpadd_u8(pairs[0], pairs[1]), vpadd_u8(pairs[2], pairs[3])};
-    return vget_lane_u64(vreinterpret_u64_u8(vpadd_u8(fours[0], fours[1])), 0);
-}
-
-/* 64 codes, of which the first n exist; the others are 0. */
-INLINE void load_codes(const int16_t *codes, uint32_t n, int16x8_t words[8])
-{
-    int16_t room[64];
-    if (n < 64) {
-        memset(room, 0, sizeof room);
-        for (uint32_t i = 0; i < smaller(n, 64); i++)
-            room[i] = codes[i];
-        codes = room;
-    }
-    for (int k = 0; k < 8; k++)
-        words[k] = vld1q_s16(codes + 8 * k);
-}
-
-/* Masks of 16 bits to masks of bytes. */
-INLINE uint8x16_t narrow(uint16x8_t low, uint16x8_t high)
-{
-    return vcombine_u8(vmovn_u16(low), vmovn_u16(high));
-}
-
-void bitm_pack_sign__neon(const int16_t *codes, uint32_t n, uint64_t *planes)
-{
-    size_t n_words = ((size_t)n + 63) / 64;
-    const int16x8_t zero = vdupq_n_s16(0);
-    for (size_t word = 0; word < n_words; word++) {
-        int16x8_t c[8];
-        uint8x16_t nonzero[4], positive[4];
-        load_codes(codes + word * 64, n - (uint32_t)word * 64, c);
-        for (int k = 0; k < 4; k++) {
-            nonzero[k] =
-                narrow(vtstq_s16(c[2 * k], c[2 * k]), vtstq_s16(c[2 * k + 1], c[2 * k + 1]));
-            positive[k] = narrow(vcgtq_s16(c[2 * k], zero), vcgtq_s16(c[2 * k + 1], zero));
-        }
-        planes[word] = bits_of(nonzero);
-        planes[n_words + word] = bits_of(positive);
-    }
-}
-
-void bitm_pack_planes__neon(const int16_t *codes, uint32_t n, uint32_t n_planes, uint64_t *planes)
-{
-    size_t n_words = ((size_t)n + 63) / 64;
-    for (size_t word = 0; word < n_words; word++) {
-        int16x8_t c[8];
-        load_codes(codes + word * 64, n - (uint32_t)word * 64, c);
-        for (uint32_t p = 0; p < n_planes; p++) {
-            const int16x8_t bit = vdupq_n_s16((int16_t)(uint16_t)(1U << p));
-            uint8x16_t plane[4];
-            for (int k = 0; k < 4; k++)
-                plane[k] = narrow(vtstq_s16(c[2 * k], bit), vtstq_s16(c[2 * k + 1], bit));
-            planes[p * n_words + word] = bits_of(plane);
-        }
-    }
-}

@@ -20,9 +20,8 @@
 #define bitm_quantize_i8__scalar bitm_quantize_i8__vfpv4
 #define bitm_quantize_i16__scalar bitm_quantize_i16__vfpv4
 #define bitm_quantize__scalar bitm_quantize__vfpv4
+#define bitm_quantize_planes__scalar bitm_quantize_planes__vfpv4
 #define bitm_extremes__scalar bitm_extremes__vfpv4
-#define bitm_pack_sign__scalar bitm_pack_sign__vfpv4
-#define bitm_pack_planes__scalar bitm_pack_planes__vfpv4
 #define bitm_attention__scalar bitm_attention__vfpv4
 #define bitm_add_norm__scalar bitm_add_norm__vfpv4
 #define bitm_rms_norm__scalar bitm_rms_norm__vfpv4

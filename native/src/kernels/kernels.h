@@ -125,18 +125,16 @@ typedef struct bitm_quantization {
 typedef int32_t bitm_quantize_fn(const bitm_quantization *quantization, const float *x, uint32_t n,
                                  int16_t *codes);
 
+/* The same codes as planes [n_planes, words] of bits, padded with 0; returns their sum.  Of signs
+ * that may be -1 the planes are two, nonzero and positive, as gemm_w1sign takes them; of others
+ * those of two's complement, from the lowest on. */
+typedef int32_t bitm_quantize_planes_fn(const bitm_quantization *quantization, const float *x,
+                                        uint32_t n, uint32_t n_planes, uint64_t *planes);
+
 /* The least and the greatest z of x [n], as the quantization shifts and clips it: extremes[0], [1].
  */
 typedef void bitm_extremes_fn(const bitm_quantization *quantization, const float *x, uint32_t n,
                               float extremes[2]);
-
-/* codes [n] of -1, 0, 1 -> two planes [2, words]: nonzero, positive; padding bits are 0. */
-typedef void bitm_pack_sign_fn(const int16_t *codes, uint32_t n, uint64_t *planes);
-
-/* codes [n] -> planes [n_planes, words] of their two's complement
- * bits. */
-typedef void bitm_pack_planes_fn(const int16_t *codes, uint32_t n, uint32_t n_planes,
-                                 uint64_t *planes);
 
 /* ---- Token by token ---- */
 
@@ -252,9 +250,8 @@ typedef void bitm_attention_fn(const bitm_attention *attention, uint32_t token, 
     OP(quantize_i8)                                                                                \
     OP(quantize_i16)                                                                               \
     OP(quantize)                                                                                   \
+    OP(quantize_planes)                                                                            \
     OP(extremes)                                                                                   \
-    OP(pack_sign)                                                                                  \
-    OP(pack_planes)                                                                                \
     OP(attention)                                                                                  \
     OP(add_norm)                                                                                   \
     OP(rms_norm)                                                                                   \

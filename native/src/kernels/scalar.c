@@ -398,20 +398,39 @@ static inline float shifted(const bitm_quantization *q, const float *x, uint32_t
     return z < q->clip_hi ? z : q->clip_hi;
 }
 
+static inline int16_t quantized(const bitm_quantization *q, const float *x, uint32_t i)
+{
+    float z = shifted(q, x, i);
+    if (q->sign) return (int16_t)((z > 0.0F) - (z < 0.0F && q->lo < 0.0F));
+    if (q->two_codes) return (int16_t)(z >= q->threshold ? q->hi : q->lo);
+    return (int16_t)bitm_code(z, q->base, q->divisor, q->factor, q->lo, q->hi);
+}
+
 int32_t bitm_quantize__scalar(const bitm_quantization *q, const float *x, uint32_t n,
                               int16_t *codes)
 {
     int32_t sum = 0;
     for (uint32_t i = 0; i < n; i++) {
-        float z = shifted(q, x, i);
-        if (q->sign) {
-            codes[i] = (int16_t)((z > 0.0F) - (z < 0.0F && q->lo < 0.0F));
-        } else if (q->two_codes) {
-            codes[i] = (int16_t)(z >= q->threshold ? q->hi : q->lo);
-        } else {
-            codes[i] = (int16_t)bitm_code(z, q->base, q->divisor, q->factor, q->lo, q->hi);
-        }
+        codes[i] = quantized(q, x, i);
         sum += codes[i];
+    }
+    return sum;
+}
+
+int32_t bitm_quantize_planes__scalar(const bitm_quantization *q, const float *x, uint32_t n,
+                                     uint32_t n_planes, uint64_t *planes)
+{
+    const size_t n_words = ((size_t)n + 63) / 64;
+    const bool are_signs = q->sign && q->lo < 0.0F;
+    int32_t sum = 0;
+    memset(planes, 0, n_planes * n_words * sizeof *planes);
+    for (uint32_t i = 0; i < n; i++) {
+        int16_t code = quantized(q, x, i);
+        uint32_t bits =
+            are_signs ? (uint32_t)(code != 0) | (uint32_t)(code > 0) << 1 : (uint16_t)code;
+        for (uint32_t p = 0; p < n_planes; p++)
+            planes[p * n_words + i / 64] |= (uint64_t)(bits >> p & 1) << i % 64;
+        sum += code;
     }
     return sum;
 }
@@ -427,27 +446,6 @@ void bitm_extremes__scalar(const bitm_quantization *q, const float *x, uint32_t 
     }
     extremes[0] = least;
     extremes[1] = greatest;
-}
-
-void bitm_pack_sign__scalar(const int16_t *codes, uint32_t n, uint64_t *planes)
-{
-    size_t n_words = ((size_t)n + 63) / 64;
-    memset(planes, 0, 2 * n_words * sizeof *planes);
-    for (uint32_t i = 0; i < n; i++) {
-        planes[i / 64] |= (uint64_t)(codes[i] != 0) << i % 64;
-        planes[n_words + i / 64] |= (uint64_t)(codes[i] > 0) << i % 64;
-    }
-}
-
-void bitm_pack_planes__scalar(const int16_t *codes, uint32_t n, uint32_t n_planes, uint64_t *planes)
-{
-    size_t n_words = ((size_t)n + 63) / 64;
-    memset(planes, 0, n_planes * n_words * sizeof *planes);
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t code = (uint16_t)codes[i];
-        for (uint32_t p = 0; p < n_planes; p++)
-            planes[p * n_words + i / 64] |= (uint64_t)(code >> p & 1) << i % 64;
-    }
 }
 
 /* ---- Token by token ---- */

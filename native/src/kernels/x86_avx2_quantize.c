@@ -205,6 +205,62 @@ int32_t bitm_quantize__avx2(const bitm_quantization *q, const float *x, uint32_t
     return quantize_by(q, BY_QUOTIENT, x, n, codes);
 }
 
+/* Planes of 64 values from i on, n_words words from one to the next; returns the sum of codes. */
+INLINE int32_t quantize_word(const bitm_quantization *q, const told_by kind, const float *x,
+                             uint32_t i, uint32_t n, uint32_t n_planes, size_t n_words,
+                             uint64_t *planes)
+{
+    __m256i codes[8], sum = _mm256_setzero_si256();
+    for (uint32_t k = 0; k < 8; k++) {
+        uint32_t first = i + 8 * k, n_left = n > first ? n - first : 0;
+        codes[k] = n_left == 0 ? _mm256_setzero_si256()
+                               : _mm256_and_si256(quantized(q, kind, x, first, n_left),
+                                                  first_lanes(n_left));
+        sum = _mm256_add_epi32(sum, codes[k]);
+    }
+    for (uint32_t p = 0; p < n_planes; p++) {
+        uint64_t plane = 0;
+        for (uint32_t k = 0; k < 8; k++) { /* the bit sought becomes the sign of a lane */
+            __m256i bits = kind == BY_SIGN
+                               ? p == 0 ? _mm256_slli_epi32(codes[k], 31)
+                                        : _mm256_cmpgt_epi32(codes[k], _mm256_setzero_si256())
+                               : _mm256_sll_epi32(codes[k], _mm_cvtsi32_si128(31 - (int)p));
+            plane |= (uint64_t)(uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(bits)) << 8 * k;
+        }
+        planes[p * n_words] = plane;
+    }
+    return sum_lanes(sum);
+}
+
+INLINE int32_t quantize_words(const bitm_quantization *quantization, const told_by kind,
+                              const bool has_shift, const float *x, uint32_t n, uint32_t n_planes,
+                              uint64_t *planes)
+{
+    bitm_quantization q = *quantization; /* a copy that no store of planes can change */
+    if (!has_shift) q.shift = NULL;
+    const size_t n_words = ((size_t)n + 63) / 64;
+    int32_t sum = 0;
+    for (uint32_t i = 0; i < n; i += 64)
+        sum += quantize_word(&q, kind, x, i, n, n_planes, n_words, planes + i / 64);
+    return sum;
+}
+
+INLINE int32_t quantize_words_by(const bitm_quantization *q, const told_by kind, const float *x,
+                                 uint32_t n, uint32_t n_planes, uint64_t *planes)
+{
+    return q->shift != NULL ? quantize_words(q, kind, true, x, n, n_planes, planes)
+                            : quantize_words(q, kind, false, x, n, n_planes, planes);
+}
+
+int32_t bitm_quantize_planes__avx2(const bitm_quantization *q, const float *x, uint32_t n,
+                                   uint32_t n_planes, uint64_t *planes)
+{
+    if (q->sign && q->lo < 0.0F) return quantize_words_by(q, BY_SIGN, x, n, n_planes, planes);
+    if (q->sign) return quantize_words_by(q, BY_SIGN_ABOVE_0, x, n, n_planes, planes);
+    if (q->two_codes) return quantize_words_by(q, BY_THRESHOLD, x, n, n_planes, planes);
+    return quantize_words_by(q, BY_QUOTIENT, x, n, n_planes, planes);
+}
+
 /* 0 and -0 are equal, but the scalar kernel keeps the first of them: so its sign is looked up. */
 static float first_zero(const bitm_quantization *q, const float *x, uint32_t n)
 {
@@ -236,64 +292,6 @@ void bitm_extremes__avx2(const bitm_quantization *q, const float *x, uint32_t n,
         float zero = first_zero(q, x, n);
         if (extremes[0] == 0.0F) extremes[0] = zero;
         if (extremes[1] == 0.0F) extremes[1] = zero;
-    }
-}
-
-/* ---- Planes of bits ---- */
-
-/* 32 words of 16 bits, all ones or zeros, to a bit each. */
-INLINE uint32_t bits_of(__m256i low_i16x16, __m256i high_i16x16)
-{
-    __m256i mixed = _mm256_packs_epi16(low_i16x16, high_i16x16);
-    return (uint32_t)_mm256_movemask_epi8(_mm256_permute4x64_epi64(mixed, _MM_SHUFFLE(3, 1, 2, 0)));
-}
-
-/* 64 codes, of which the first n exist; the others are 0. */
-INLINE void load_codes(const int16_t *codes, uint32_t n, __m256i words[4])
-{
-    int16_t room[64];
-    if (n < 64) {
-        memset(room, 0, sizeof room);
-        for (uint32_t i = 0; i < smaller(n, 64); i++)
-            room[i] = codes[i];
-        codes = room;
-    }
-    for (int k = 0; k < 4; k++)
-        words[k] = _mm256_loadu_si256((const __m256i *)(codes + 16 * k));
-}
-
-void bitm_pack_sign__avx2(const int16_t *codes, uint32_t n, uint64_t *planes)
-{
-    size_t n_words = ((size_t)n + 63) / 64;
-    const __m256i zero = _mm256_setzero_si256();
-    for (size_t word = 0; word < n_words; word++) {
-        __m256i c[4], nonzero[4], positive[4];
-        load_codes(codes + word * 64, n - (uint32_t)word * 64, c);
-        for (int k = 0; k < 4; k++) {
-            positive[k] = _mm256_cmpgt_epi16(c[k], zero);
-            nonzero[k] = _mm256_or_si256(positive[k], _mm256_cmpgt_epi16(zero, c[k]));
-        }
-        planes[word] = bits_of(nonzero[0], nonzero[1]) | (uint64_t)bits_of(nonzero[2], nonzero[3])
-                                                             << 32;
-        planes[n_words + word] =
-            bits_of(positive[0], positive[1]) | (uint64_t)bits_of(positive[2], positive[3]) << 32;
-    }
-}
-
-void bitm_pack_planes__avx2(const int16_t *codes, uint32_t n, uint32_t n_planes, uint64_t *planes)
-{
-    size_t n_words = ((size_t)n + 63) / 64;
-    for (size_t word = 0; word < n_words; word++) {
-        __m256i c[4];
-        load_codes(codes + word * 64, n - (uint32_t)word * 64, c);
-        for (uint32_t p = 0; p < n_planes; p++) {
-            const __m256i bit = _mm256_set1_epi16((int16_t)(uint16_t)(1U << p));
-            __m256i plane[4];
-            for (int k = 0; k < 4; k++)
-                plane[k] = _mm256_cmpeq_epi16(_mm256_and_si256(c[k], bit), bit);
-            planes[p * n_words + word] =
-                bits_of(plane[0], plane[1]) | (uint64_t)bits_of(plane[2], plane[3]) << 32;
-        }
     }
 }
 

@@ -103,48 +103,73 @@ INLINE __m512 shifted(const bitm_quantization *q, const float *x, uint32_t i, __
 /* What tells a code, fixed for a row. */
 typedef enum told_by { BY_SIGN, BY_SIGN_ABOVE_0, BY_THRESHOLD, BY_QUOTIENT } told_by;
 
-INLINE __m512i quantized(const bitm_quantization *q, const told_by kind, __m512 z)
+/* Which of 16 values from i on have the greater of two codes. */
+INLINE __mmask16 is_greater(const bitm_quantization *q, const told_by kind, const float *x,
+                            uint32_t i, __mmask16 exist)
 {
-    const __m512 zero = _mm512_setzero_ps();
+    __m512 z = shifted(q, x, i, exist);
+    if (kind == BY_THRESHOLD)
+        return _mm512_mask_cmp_ps_mask(exist, z, all(q->threshold), _CMP_GE_OQ);
+    return _mm512_mask_cmp_ps_mask(exist, z, _mm512_setzero_ps(), _CMP_GT_OQ);
+}
+
+/* Which are below 0. */
+INLINE __mmask16 is_negative(const bitm_quantization *q, const float *x, uint32_t i,
+                             __mmask16 exist)
+{
+    return _mm512_mask_cmp_ps_mask(exist, shifted(q, x, i, exist), _mm512_setzero_ps(), _CMP_LT_OQ);
+}
+
+/* The codes of 16 values from i on. */
+INLINE __m512i quantized(const bitm_quantization *q, const told_by kind, const float *x, uint32_t i,
+                         __mmask16 exist)
+{
     const __m512i one = _mm512_set1_epi32(1);
+    __m512i code;
     switch (kind) {
     case BY_SIGN:
-        return _mm512_mask_sub_epi32(
-            _mm512_maskz_mov_epi32(_mm512_cmp_ps_mask(z, zero, _CMP_GT_OQ), one),
-            _mm512_cmp_ps_mask(z, zero, _CMP_LT_OQ), _mm512_setzero_si512(), one);
+        code = _mm512_maskz_mov_epi32(is_greater(q, kind, x, i, exist), one);
+        return _mm512_mask_sub_epi32(code, is_negative(q, x, i, exist), code, one);
     case BY_SIGN_ABOVE_0:
-        return _mm512_maskz_mov_epi32(_mm512_cmp_ps_mask(z, zero, _CMP_GT_OQ), one);
+        return _mm512_maskz_mov_epi32(is_greater(q, kind, x, i, exist), one);
     case BY_THRESHOLD:
-        return _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(z, all(q->threshold), _CMP_GE_OQ),
+        return _mm512_mask_blend_epi32(is_greater(q, kind, x, i, exist),
                                        _mm512_set1_epi32((int32_t)q->lo),
                                        _mm512_set1_epi32((int32_t)q->hi));
     default:
         break;
     }
-    __m512 code = _mm512_div_ps(_mm512_sub_ps(z, all(q->base)), all(q->divisor));
-    code = _mm512_mul_ps(code, all(q->factor));
-    code = _mm512_max_ps(code, all(q->lo));
-    return to_integers(_mm512_min_ps(code, all(q->hi)));
+    __m512 z = shifted(q, x, i, exist);
+    z = _mm512_mul_ps(_mm512_div_ps(_mm512_sub_ps(z, all(q->base)), all(q->divisor)),
+                      all(q->factor));
+    return to_integers(_mm512_min_ps(_mm512_max_ps(z, all(q->lo)), all(q->hi)));
+}
+
+/* A copy, which no store of codes can change. */
+INLINE bitm_quantization copy_of(const bitm_quantization *quantization, const bool is_moved)
+{
+    bitm_quantization q = *quantization;
+    if (!is_moved) {
+        q.shift = NULL;
+        q.clips = false;
+    }
+    return q;
 }
 
 INLINE int32_t quantize_row(const bitm_quantization *quantization, const told_by kind,
                             const bool is_moved, const float *x, uint32_t n, int16_t *codes)
 {
-    bitm_quantization q = *quantization; /* a copy that no store of codes can change */
-    if (!is_moved) {
-        q.shift = NULL;
-        q.clips = false;
-    }
+    const bitm_quantization q = copy_of(quantization, is_moved);
     __m512i sum = _mm512_setzero_si512();
     uint32_t i = 0;
     for (; i + 16 <= n; i += 16) {
-        __m512i c = quantized(&q, kind, shifted(&q, x, i, 0xFFFF));
+        __m512i c = quantized(&q, kind, x, i, 0xFFFF);
         _mm256_storeu_si256((__m256i *)(void *)(codes + i), _mm512_cvtepi32_epi16(c));
         sum = _mm512_add_epi32(sum, c);
     }
     if (i < n) {
         __mmask16 exist = first_lanes(n - i);
-        __m512i c = quantized(&q, kind, shifted(&q, x, i, exist));
+        __m512i c = quantized(&q, kind, x, i, exist);
         _mm256_mask_storeu_epi16(codes + i, exist, _mm512_cvtepi32_epi16(c));
         sum = _mm512_mask_add_epi32(sum, exist, sum, c);
     }
@@ -166,6 +191,74 @@ int32_t bitm_quantize__avx512(const bitm_quantization *q, const float *x, uint32
     if (q->sign) return quantize_by(q, BY_SIGN_ABOVE_0, x, n, codes);
     if (q->two_codes) return quantize_by(q, BY_THRESHOLD, x, n, codes);
     return quantize_by(q, BY_QUOTIENT, x, n, codes);
+}
+
+/* Planes of 64 values from i on, n_words words from one to the next; returns the sum of codes. */
+INLINE int32_t quantize_word(const bitm_quantization *q, const told_by kind, const float *x,
+                             uint32_t i, uint32_t n, uint32_t n_planes, size_t n_words,
+                             uint64_t *planes)
+{
+    const uint64_t exist = first_bytes(n - i);
+    if (kind == BY_QUOTIENT) {
+        __m512i codes[4], sum = _mm512_setzero_si512();
+        for (uint32_t k = 0; k < 4; k++) {
+            __mmask16 lanes = (__mmask16)(exist >> 16 * k);
+            codes[k] = _mm512_maskz_mov_epi32(lanes, quantized(q, kind, x, i + 16 * k, lanes));
+            sum = _mm512_add_epi32(sum, codes[k]);
+        }
+        for (uint32_t p = 0; p < n_planes; p++) {
+            uint64_t plane = 0;
+            for (uint32_t k = 0; k < 4; k++)
+                plane |= (uint64_t)_mm512_test_epi32_mask(codes[k], _mm512_set1_epi32(1 << p))
+                         << 16 * k;
+            planes[p * n_words] = plane;
+        }
+        return _mm512_reduce_add_epi32(sum);
+    }
+    uint64_t greater = 0, negative = 0;
+    for (uint32_t k = 0; k < 4; k++) {
+        __mmask16 lanes = (__mmask16)(exist >> 16 * k);
+        greater |= (uint64_t)is_greater(q, kind, x, i + 16 * k, lanes) << 16 * k;
+        if (kind == BY_SIGN) negative |= (uint64_t)is_negative(q, x, i + 16 * k, lanes) << 16 * k;
+    }
+    if (kind == BY_SIGN) {
+        planes[0] = greater | negative;
+        planes[n_words] = greater;
+    } else { /* codes 0 and 1 */
+        planes[0] = greater;
+        for (uint32_t p = 1; p < n_planes; p++)
+            planes[p * n_words] = 0;
+    }
+    return __builtin_popcountll(greater) - __builtin_popcountll(negative);
+}
+
+INLINE int32_t quantize_words(const bitm_quantization *quantization, const told_by kind,
+                              const bool is_moved, const float *x, uint32_t n, uint32_t n_planes,
+                              uint64_t *planes)
+{
+    const bitm_quantization q = copy_of(quantization, is_moved);
+    const size_t n_words = ((size_t)n + 63) / 64;
+    int32_t sum = 0;
+    for (uint32_t i = 0; i < n; i += 64)
+        sum += quantize_word(&q, kind, x, i, n, n_planes, n_words, planes + i / 64);
+    return sum;
+}
+
+INLINE int32_t quantize_words_by(const bitm_quantization *q, const told_by kind, const float *x,
+                                 uint32_t n, uint32_t n_planes, uint64_t *planes)
+{
+    return q->shift != NULL || q->clips ? quantize_words(q, kind, true, x, n, n_planes, planes)
+                                        : quantize_words(q, kind, false, x, n, n_planes, planes);
+}
+
+int32_t bitm_quantize_planes__avx512(const bitm_quantization *q, const float *x, uint32_t n,
+                                     uint32_t n_planes, uint64_t *planes)
+{
+    if (q->sign && q->lo < 0.0F) return quantize_words_by(q, BY_SIGN, x, n, n_planes, planes);
+    if (q->sign) return quantize_words_by(q, BY_SIGN_ABOVE_0, x, n, n_planes, planes);
+    if (q->two_codes && q->lo == 0.0F)
+        return quantize_words_by(q, BY_THRESHOLD, x, n, n_planes, planes);
+    return quantize_words_by(q, BY_QUOTIENT, x, n, n_planes, planes);
 }
 
 /* 0 and -0 are equal, but the scalar kernel keeps the first of them: so its sign is looked up. */
@@ -199,46 +292,5 @@ void bitm_extremes__avx512(const bitm_quantization *q, const float *x, uint32_t 
         float zero = first_zero(q, x, n);
         if (extremes[0] == 0.0F) extremes[0] = zero;
         if (extremes[1] == 0.0F) extremes[1] = zero;
-    }
-}
-
-/* ---- Planes of bits ---- */
-
-/* 64 codes, of which the first n exist; the others are 0. */
-INLINE void load_codes(const int16_t *codes, uint32_t n, __m512i words[2])
-{
-    __mmask64 exist = first_bytes(n);
-    words[0] = _mm512_maskz_loadu_epi16((__mmask32)exist, codes);
-    words[1] = _mm512_maskz_loadu_epi16((__mmask32)(exist >> 32), codes + 32);
-}
-
-/* Which of 64 codes have a bit of `bits`. */
-INLINE uint64_t with_bits(const __m512i words[2], __m512i bits)
-{
-    return _mm512_test_epi16_mask(words[0], bits) | (uint64_t)_mm512_test_epi16_mask(words[1], bits)
-                                                        << 32;
-}
-
-void bitm_pack_sign__avx512(const int16_t *codes, uint32_t n, uint64_t *planes)
-{
-    size_t n_words = ((size_t)n + 63) / 64;
-    for (size_t word = 0; word < n_words; word++) {
-        __m512i c[2];
-        load_codes(codes + word * 64, n - (uint32_t)word * 64, c);
-        uint64_t nonzero = with_bits(c, _mm512_set1_epi16(-1));
-        uint64_t negative = with_bits(c, _mm512_set1_epi16(INT16_MIN));
-        planes[word] = nonzero;
-        planes[n_words + word] = nonzero & ~negative;
-    }
-}
-
-void bitm_pack_planes__avx512(const int16_t *codes, uint32_t n, uint32_t n_planes, uint64_t *planes)
-{
-    size_t n_words = ((size_t)n + 63) / 64;
-    for (size_t word = 0; word < n_words; word++) {
-        __m512i c[2];
-        load_codes(codes + word * 64, n - (uint32_t)word * 64, c);
-        for (uint32_t p = 0; p < n_planes; p++)
-            planes[p * n_words + word] = with_bits(c, _mm512_set1_epi16((int16_t)(1U << p)));
     }
 }
