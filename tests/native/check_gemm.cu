@@ -149,7 +149,8 @@ static void launch(Kernel kernel, const Product &p)
     if (kernel == BITS) gemm_kernel<false, EPILOGUE_PLAIN><<<grid, GEMM_THREADS>>>(p);
     if (kernel == BYTES) gemm_kernel<true, EPILOGUE_PLAIN><<<grid, GEMM_THREADS>>>(p);
     if (kernel == BITS_WGMMA) {
-        uint32_t pieces = wgmma_pieces(p.n_input_pieces), shared = wgmma_shared_bytes(pieces);
+        uint32_t pieces = wgmma_pieces(p.n_input_pieces);
+        uint32_t shared = wgmma_shared_bytes(pieces, p.n_input_pieces / pieces * p.n_terms);
         if (pieces == 6) gemm_wgmma_kernel<6, EPILOGUE_PLAIN><<<wide, WGMMA_THREADS, shared>>>(p, Encoding());
         if (pieces == 4) gemm_wgmma_kernel<4, EPILOGUE_PLAIN><<<wide, WGMMA_THREADS, shared>>>(p, Encoding());
         if (pieces == 2) gemm_wgmma_kernel<2, EPILOGUE_PLAIN><<<wide, WGMMA_THREADS, shared>>>(p, Encoding());
@@ -220,9 +221,14 @@ int main(int argc, char **argv)
     has_wgmma_kernel<<<1, 1>>>(has);
     TRY(cudaDeviceSynchronize());
     TRY(cudaFuncSetAttribute((const void *)gemm_wgmma_kernel<6, EPILOGUE_PLAIN>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, wgmma_shared_bytes(6)));
+                             cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             wgmma_shared_bytes(6, WGMMA_STAGES)));
     TRY(cudaFuncSetAttribute((const void *)gemm_wgmma_kernel<4, EPILOGUE_PLAIN>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, wgmma_shared_bytes(4)));
+                             cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             wgmma_shared_bytes(4, WGMMA_STAGES)));
+    TRY(cudaFuncSetAttribute((const void *)gemm_wgmma_kernel<2, EPILOGUE_PLAIN>,
+                             cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             wgmma_shared_bytes(2, WGMMA_STAGES)));
     TRY(cudaFuncSetAttribute((const void *)gemm_wgmma_bytes_kernel<EPILOGUE_PLAIN>,
                              cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES_SHARED_BYTES));
     int n_wrong = 0;

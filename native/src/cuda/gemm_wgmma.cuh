@@ -35,9 +35,12 @@ struct OutputFacts {
     GeluLimits limits[WGMMA_OUTPUTS];
 };
 
-static __host__ __device__ constexpr uint32_t wgmma_shared_bytes(uint32_t pieces)
+/* A product of n stages in all: its facts, and the stages, in whose place the results follow. */
+static __host__ __device__ inline uint32_t wgmma_shared_bytes(uint32_t pieces, uint32_t n)
 {
-    return WGMMA_STAGES * wgmma_stage_bytes(pieces) + (uint32_t)sizeof(OutputFacts);
+    uint32_t stages = (n < WGMMA_STAGES ? n : WGMMA_STAGES) * wgmma_stage_bytes(pieces);
+    uint32_t results = WGMMA_TOKENS * WGMMA_OUTPUTS * sizeof(int32_t);
+    return (uint32_t)sizeof(OutputFacts) + (stages > results ? stages : results);
 }
 
 static __host__ __device__ constexpr uint32_t wgmma_pieces(uint32_t n_pieces)
@@ -141,40 +144,86 @@ static __device__ inline void read_output_facts(const Product &p, const Encoding
     if (KIND == EPILOGUE_GELU_BITS && e.gelu_limits != NULL) facts->limits[i] = e.gelu_limits[o];
 }
 
-/* What the epilogue of kinds that write bits knows of a thread's two tokens. */
-struct BitsRows {
+/* What an epilogue knows of a thread's two tokens; the multiplier is that of sums after the ones of
+ * outputs have been added, 0: they are not. */
+struct RowFacts {
+    int32_t multiplier;
     float steps[2];
     int32_t code_sums[2];
 };
 
-/* The bits of a thread's 32 outputs, planes [token][plane]; multiplier: after the ones of outputs
- * have been added, 0: they are not.  With limits GELU is not computed: false where they do not tell
- * some bits. */
+static __device__ inline RowFacts read_row_facts(const Product &p, bool dense,
+                                                 const uint32_t tokens[2])
+{
+    RowFacts rows;
+    rows.multiplier = dense ? p.terms[1].multiplier : 0;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        bool is_token = tokens[half] < p.n_tokens;
+        rows.steps[half] = is_token ? p.epilogue.tokens.step[tokens[half]] : 0.0F;
+        rows.code_sums[half] =
+            is_token && p.subtract_code_sum ? p.epilogue.tokens.code_sum[tokens[half]] : 0;
+    }
+    return rows;
+}
+
+/* A sum with what is known without the last term, and without the sum of codes. */
+static __device__ inline int32_t finished_sum(const RowFacts &rows, int half, int32_t sum,
+                                              int32_t ones)
+{
+    if (rows.multiplier != 0) sum = (sum + ones) * rows.multiplier;
+    return sum - rows.code_sums[half];
+}
+
+/* A thread's results leave its registers for the operands' place, so that a loop can take them:
+ * instructions of their own for each of them would run once, which takes longer than they do.
+ * Number i: outputs i * 8 and the next of two tokens, from the thread's first on. */
+static __device__ inline const int4 *store_results(const int32_t acc[64], uint4 *operands)
+{
+    int4 *results = (int4 *)operands + threadIdx.x;
+    __syncthreads(); /* operands are done with */
+#pragma unroll
+    for (int i = 0; i < 16; i++)
+        results[i * WGMMA_THREADS] =
+            make_int4(acc[i * 4], acc[i * 4 + 1], acc[i * 4 + 2], acc[i * 4 + 3]);
+    return results;
+}
+
+/* The bits of a thread's 32 outputs, planes [token][plane].  With limits GELU is not computed:
+ * false where they do not tell some bits. */
 template <int KIND, int RULE, bool LIMITS>
 static __device__ inline bool find_output_bits(const Encoding &e, const OutputFacts &facts,
-                                               int32_t multiplier, const BitsRows &rows,
-                                               const int32_t acc[64], uint32_t planes[2][2])
+                                               const RowFacts &rows, const int4 *results,
+                                               uint32_t planes[2][2])
 {
     bool certain = true;
+    uint32_t first = threadIdx.x % 4 * 2;
+#pragma unroll 1
+    for (int part = 0; part < 4; part++, first += 32) {
 #pragma unroll
-    for (int i = 0; i < 32; i++) {
-        int o = (int)threadIdx.x % 4 * 2 + i / 2 * 8 + i % 2;
-        float scale = facts.scale[o], bias = facts.bias[o];
-        int32_t ones = multiplier != 0 ? facts.ones[o] : 0;
-        GeluLimits l = {};
-        if (LIMITS) l = facts.limits[o];
+        for (int half = 0; half < 2; half++)
+            planes[half][0] >>= 8, planes[half][1] >>= 8;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int32_t sum = acc[i / 2 * 4 + half * 2 + i % 2] + ones;
-            if (multiplier != 0) sum *= multiplier;
-            float x = fmaf((float)(sum - rows.code_sums[half]), scale * rows.steps[half], bias);
-            if (LIMITS) {
-                bool reaches = (x <= l.left_outer) | (x >= l.right_outer);
-                if (reaches) planes[half][0] |= 1u << i;
-                certain &= reaches | ((x >= l.left_inner) & (x <= l.right_inner));
-            } else {
-                float y = KIND == EPILOGUE_GELU_BITS ? bitm_gelu(x) : x;
-                add_bits<RULE>(e, y + facts.shift[o], i, planes[half]);
+        for (int i = 0; i < 8; i++) {
+            uint32_t o = first + i / 2 * 8 + i % 2;
+            int4 pairs = results[(part * 4 + i / 2) * WGMMA_THREADS];
+            float scale = facts.scale[o], bias = facts.bias[o];
+            GeluLimits l = {};
+            if (LIMITS) l = facts.limits[o];
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                int32_t sum =
+                    half == 0 ? (i % 2 == 0 ? pairs.x : pairs.y) : (i % 2 == 0 ? pairs.z : pairs.w);
+                sum = finished_sum(rows, half, sum, facts.ones[o]);
+                float x = fmaf((float)sum, scale * rows.steps[half], bias);
+                if (LIMITS) {
+                    bool reaches = (x <= l.left_outer) | (x >= l.right_outer);
+                    if (reaches) planes[half][0] |= 1u << (24 + i);
+                    certain &= reaches | ((x >= l.left_inner) & (x <= l.right_inner));
+                } else {
+                    float y = KIND == EPILOGUE_GELU_BITS ? bitm_gelu(x) : x;
+                    add_bits<RULE>(e, y + facts.shift[o], 24 + i, planes[half]);
+                }
             }
         }
     }
@@ -188,23 +237,17 @@ static __device__ inline bool find_output_bits(const Encoding &e, const OutputFa
  * token; transposed, each has a word. */
 template <int KIND, int RULE>
 static __device__ inline void store_product_bits(const Product &p, const Encoding &e,
-                                                 const OutputFacts &facts, int32_t multiplier,
+                                                 const OutputFacts &facts, const RowFacts &rows,
                                                  uint32_t output, const uint32_t tokens[2],
-                                                 const int32_t acc[64])
+                                                 const int4 *results)
 {
-    BitsRows rows;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        rows.steps[half] = p.epilogue.tokens.step[tokens[half]];
-        rows.code_sums[half] = p.subtract_code_sum ? p.epilogue.tokens.code_sum[tokens[half]] : 0;
-    }
     uint32_t planes[2][2] = {};
     const bool CAN_LIMIT = KIND == EPILOGUE_GELU_BITS && RULE != RULE_LEVELS;
     bool found = CAN_LIMIT && e.gelu_limits != NULL &&
-                 find_output_bits<KIND, RULE, CAN_LIMIT>(e, facts, multiplier, rows, acc, planes);
+                 find_output_bits<KIND, RULE, CAN_LIMIT>(e, facts, rows, results, planes);
     if (!__all_sync(ALL_THREADS, found)) {
         memset(planes, 0, sizeof planes);
-        (void)find_output_bits<KIND, RULE, false>(e, facts, multiplier, rows, acc, planes);
+        (void)find_output_bits<KIND, RULE, false>(e, facts, rows, results, planes);
     }
     uint32_t word = threadIdx.x % 4;
 #pragma unroll
@@ -234,8 +277,8 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2)
 #if BITM_HAS_WGMMA
     BITM_DYNAMIC_SHARED(shared);
     uint32_t token = blockIdx.y * WGMMA_TOKENS, output = blockIdx.x * WGMMA_OUTPUTS;
-    OutputFacts *facts =
-        (OutputFacts *)(shared + WGMMA_STAGES * wgmma_stage_bytes(PIECES));
+    OutputFacts *facts = (OutputFacts *)shared;
+    uint4 *operands = (uint4 *)(facts + 1);
     read_output_facts<KIND>(p, encoding, output, facts);
     int32_t acc[64];
 #pragma unroll
@@ -251,41 +294,36 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2)
         dense = __syncthreads_and(full) != 0;
         if (dense) n_terms--;
     }
-    multiply_stages<PIECES>(p, n_terms, token, output, (uint4 *)shared, acc);
-    int32_t multiplier = dense ? p.terms[1].multiplier : 0;
+    multiply_stages<PIECES>(p, n_terms, token, output, operands, acc);
+    const int4 *results = store_results(acc, operands);
     uint32_t row = token + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
-    const uint32_t rows[2] = {row, row + 8};
+    const uint32_t tokens[2] = {row, row + 8};
+    RowFacts rows = read_row_facts(p, dense, tokens);
     if (KIND == EPILOGUE_BITS || KIND == EPILOGUE_GELU_BITS) {
         BitsRule rule = bits_rule(encoding);
         if (rule == RULE_SIGNS)
-            store_product_bits<KIND, RULE_SIGNS>(p, encoding, *facts, multiplier, output, rows,
-                                                 acc);
+            store_product_bits<KIND, RULE_SIGNS>(p, encoding, *facts, rows, output, tokens,
+                                                 results);
         else if (rule == RULE_TWO_LEVELS)
-            store_product_bits<KIND, RULE_TWO_LEVELS>(p, encoding, *facts, multiplier, output,
-                                                      rows, acc);
+            store_product_bits<KIND, RULE_TWO_LEVELS>(p, encoding, *facts, rows, output, tokens,
+                                                      results);
         else
-            store_product_bits<KIND, RULE_LEVELS>(p, encoding, *facts, multiplier, output, rows,
-                                                  acc);
+            store_product_bits<KIND, RULE_LEVELS>(p, encoding, *facts, rows, output, tokens,
+                                                  results);
         return;
     }
+#pragma unroll 4
+    for (uint32_t i = 0; i < 16; i++) {
+        uint32_t o = threadIdx.x % 4 * 2 + i * 8;
+        float2 scale = *(const float2 *)(facts->scale + o);
+        float2 bias = *(const float2 *)(facts->bias + o);
+        int4 pairs = results[i * WGMMA_THREADS];
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        uint32_t t = rows[half];
-        if (t >= p.n_tokens) continue;
-        float step = p.epilogue.tokens.step[t];
-        int32_t code_sum = p.subtract_code_sum ? p.epilogue.tokens.code_sum[t] : 0;
-#pragma unroll
-        for (int j = 0; j < 16; j++) {
-            uint32_t o = threadIdx.x % 4 * 2 + j * 8;
-            int32_t first = acc[j * 4 + half * 2], second = acc[j * 4 + half * 2 + 1];
-            if (dense) {
-                first = (first + facts->ones[o]) * multiplier;
-                second = (second + facts->ones[o + 1]) * multiplier;
-            }
-            float2 scale = *(const float2 *)(facts->scale + o);
-            float2 bias = *(const float2 *)(facts->bias + o);
-            store_pair<KIND>(p, t, output + o, first - code_sum, second - code_sum, scale, bias,
-                             step);
+        for (int half = 0; half < 2; half++) {
+            if (tokens[half] >= p.n_tokens) continue;
+            int32_t x = finished_sum(rows, half, half == 0 ? pairs.x : pairs.z, facts->ones[o]);
+            int32_t y = finished_sum(rows, half, half == 0 ? pairs.y : pairs.w, facts->ones[o + 1]);
+            store_pair<KIND>(p, tokens[half], output + o, x, y, scale, bias, rows.steps[half]);
         }
     }
 #else

@@ -86,9 +86,9 @@ static __device__ inline void multiply_bytes_term(const Product &p, uint32_t n_s
 /* The epilogue, from steps and sums of codes of the block's tokens.  WHOLE: the block has outputs
  * only that are; nothing is asked then between one result and the next, so that they overlap. */
 template <int KIND, bool WHOLE>
-static __device__ inline void store_bytes_product(const Product &p, uint32_t token,
-                                                  uint32_t output, const float *steps,
-                                                  const int32_t *code_sums, const int32_t acc[64])
+static __device__ inline void store_bytes_product(const Product &p, uint32_t token, uint32_t output,
+                                                  const float *steps, const int32_t *code_sums,
+                                                  const int4 *results)
 {
     const Epilogue &e = p.epilogue;
     uint32_t first_output = output + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
@@ -100,17 +100,22 @@ static __device__ inline void store_bytes_product(const Product &p, uint32_t tok
         scale[half] = WHOLE || o < p.n_outputs ? e.row_scale[o] : 0.0F;
         bias[half] = WHOLE || o < p.n_outputs ? e.bias[o] : 0.0F;
     }
+    uint32_t n = p.n_tokens - token < WGMMA_TOKENS ? 8 : 16; /* or blocks of 64 tokens */
+#pragma unroll 4
+    for (uint32_t i = 0; i < n; i++) {
+        int4 pairs = results[i * WGMMA_THREADS];
+        const int32_t sums[2][2] = {{pairs.x, pairs.y}, {pairs.z, pairs.w}};
 #pragma unroll
-    for (int i = 0; i < 32; i++) {
-        if (i % 16 == 0 && token + i * 4 >= p.n_tokens) return; /* blocks of 64 tokens */
-        uint32_t place = first_token + i / 2 * 8 + i % 2, t = token + place;
+        for (uint32_t k = 0; k < 2; k++) {
+            uint32_t place = first_token + i * 8 + k, t = token + place;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            uint32_t o = first_output + half * 8;
-            float dot = (float)(acc[i / 2 * 4 + half * 2 + i % 2] - code_sums[place]);
-            if (WHOLE || o < p.n_outputs)
-                e.outputs[t * e.stride + o] =
-                    finished<KIND>(e, t, o, dot, scale[half], bias[half], steps[place]);
+            for (int half = 0; half < 2; half++) {
+                uint32_t o = first_output + half * 8;
+                float dot = (float)(sums[half][k] - code_sums[place]);
+                if (WHOLE || o < p.n_outputs)
+                    e.outputs[t * e.stride + o] =
+                        finished<KIND>(e, t, o, dot, scale[half], bias[half], steps[place]);
+            }
         }
     }
 }
@@ -154,10 +159,11 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_wgmma_bytes_kern
         for (int i = 0; i < 64; i++)
             acc[i] = (int32_t)((uint32_t)acc[i] * multiplier);
     }
+    const int4 *results = store_results(acc, shared);
     if (output + WGMMA_OUTPUTS <= p.n_outputs)
-        store_bytes_product<KIND, true>(p, token, output, steps, code_sums, acc);
+        store_bytes_product<KIND, true>(p, token, output, steps, code_sums, results);
     else
-        store_bytes_product<KIND, false>(p, token, output, steps, code_sums, acc);
+        store_bytes_product<KIND, false>(p, token, output, steps, code_sums, results);
 #else
     (void)p;
 #endif

@@ -61,7 +61,8 @@ template <int KIND>
 static void launch_bits_product(const Product &p, const Encoding &e, cudaStream_t stream)
 {
     dim3 grid(ceil_div(p.n_outputs, WGMMA_OUTPUTS), ceil_div(p.n_tokens, WGMMA_TOKENS));
-    uint32_t pieces = wgmma_pieces(p.n_input_pieces), shared = wgmma_shared_bytes(pieces);
+    uint32_t pieces = wgmma_pieces(p.n_input_pieces);
+    uint32_t shared = wgmma_shared_bytes(pieces, p.n_input_pieces / pieces * p.n_terms);
     if (pieces == 6)
         BITM_LAUNCH((gemm_wgmma_kernel<6, KIND>), grid, WGMMA_THREADS, shared, stream, p, e);
     else if (pieces == 4)
@@ -92,7 +93,8 @@ template <int KIND>
 static bitm_status allow_bits_products(const bitm_device_model *model, bitm_error *err)
 {
     BITM_TRY_STATUS(allow_shared(gemm_wgmma_kernel<6, KIND>, model, err));
-    return allow_shared(gemm_wgmma_kernel<4, KIND>, model, err);
+    BITM_TRY_STATUS(allow_shared(gemm_wgmma_kernel<4, KIND>, model, err));
+    return allow_shared(gemm_wgmma_kernel<2, KIND>, model, err);
 }
 
 template <int KIND>
