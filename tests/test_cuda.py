@@ -45,9 +45,9 @@ def wide_model(rng: np.random.Generator, **changes: object) -> ModelFile:
     return masked_lm(rng, config(**(sizes | changes)))
 
 
-def sign_model(rng: np.random.Generator) -> ModelFile:
+def sign_model(rng: np.random.Generator, **changes: object) -> ModelFile:
     """The same with bits before the layers' linears: signs, and {0, 1} after the activation."""
-    model = wide_model(rng)
+    model = wide_model(rng, **changes)
     for name in [name for name in model.tensors if name.startswith("layers.")]:
         place, _, what = name.rpartition(".")
         if what != "weight":
@@ -135,6 +135,24 @@ def test_every_shape(tmp_path: Path, mode: str, shape: tuple[int, int]) -> None:
             for _ in range(3):  # the first run, the one that is recorded, the one that is replayed
                 found = gpu.hidden_states(ids, mask)
             np.testing.assert_array_equal(found, cpu.hidden_states(ids, mask))
+
+
+@needs_gpu
+@pytest.mark.parametrize("n_heads", [12, 16])
+@pytest.mark.parametrize("batch", [1, 12, 100])  # blocks of 8, 32 and 64 tokens
+def test_larger_hidden_sizes(tmp_path: Path, n_heads: int, batch: int) -> None:
+    rng = np.random.default_rng(batch)
+    for make in (wide_model, sign_model):
+        model = make(rng, hidden_size=64 * n_heads, n_heads=n_heads)
+        bitm_formats.write(tmp_path / "model.bitm", model)
+        with (
+            Model(tmp_path / "model.bitm", device="cpu", activations="int8") as cpu,
+            Model(tmp_path / "model.bitm", device="cuda", activations="int8") as gpu,
+        ):
+            ids = rng.integers(0, cpu.info["vocab_size"], (batch, 64))
+            wanted = cpu.hidden_states(ids)
+            for _ in range(3):
+                np.testing.assert_array_equal(gpu.hidden_states(ids), wanted)
 
 
 @needs_gpu

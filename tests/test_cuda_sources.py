@@ -79,7 +79,8 @@ def all_kernels() -> tuple[str, list[str]]:
     of_the_host = ("session.cuh", "forward.cuh")
     headers = sorted(path.name for path in CUDA.glob("*.cuh") if path.name not in of_the_host)
     kinds = range(3)
-    attentions = ("false, 1", "true, 1", "true, 2")  # canonical, and on tensor cores
+    # Canonical, of 64 and of 16 queries a block, and on tensor cores.
+    attentions = ("false, 1, 64", "false, 1, 16", "true, 1, 64", "true, 2, 64")
     instances = [
         *[f"gemm_kernel<{b}, {kind}>" for b in ("true", "false") for kind in kinds],
         # Those of bits have two epilogues more, which write bits.
@@ -94,6 +95,8 @@ def all_kernels() -> tuple[str, list[str]]:
         *["gemm_norm_kernel<32, 32, 2, true>", "gemm_norm_kernel<48, 32, 3, true>"],
         *[f"gemm_norm_kernel<48, 64, {n}>" for n in ("4, false", "3, true")],
         *[f"gemm_norm_kernel<64, 32, 4, {b}>" for b in ("true", "false")],
+        *[f"gemm_norm_cluster_kernel<{n}, true>" for n in (512, 768, 1024)],
+        *[f"gemm_norm_cluster_kernel<{n}, false>" for n in (512, 768, 1024)],
     ]
     text = "".join((CUDA / header).read_text() for header in headers)
     plain = re.findall(

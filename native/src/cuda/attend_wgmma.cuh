@@ -127,31 +127,6 @@ static __device__ inline void fetch_inputs(const Attend &a, uint32_t begin, uint
     copy_wait<0>();
 }
 
-/* acc += the product [64 outputs, 64 tokens] of a term. */
-template <bool BYTES, bool SIGNED>
-static __device__ inline void multiply_head(const Product &p, const uint4 *inputs,
-                                            const uint4 *weights, int32_t acc[32])
-{
-    uint32_t n = p.n_weight_pieces;
-    if (!BYTES) {
-        wgmma_fence();
-        for (uint32_t piece = 0; piece < n; piece += 2)
-            wgmma_bits_64(acc, tile_descriptor(weights + piece * TILE_ROWS, n),
-                          tile_descriptor(inputs + piece * TILE_ROWS, n));
-        wgmma_commit();
-        return;
-    }
-    weights += threadIdx.x / WARP * 2 * n * TILE_ROWS;
-    for (uint32_t first = 0; first < n; first += 2) {
-#pragma unroll
-        for (uint32_t i = 0; i < 2; i++)
-            multiply_piece<SIGNED, BLOCK_64>(weights + (first + i) * TILE_ROWS, n * TILE_ROWS,
-                                             inputs + (first + i) * BYTES_PIECES * TILE_ROWS,
-                                             p.n_input_pieces, i != 0, acc);
-        wgmma_wait<0>(); /* none is under way at a loop's end: see multiply_piece */
-    }
-}
-
 /* acc += the products of a term of the three linears. */
 template <bool BYTES, bool SIGNED>
 static __device__ inline void multiply_term(const Attend &a, const Term &term, const uint4 *inputs,
@@ -162,7 +137,7 @@ static __device__ inline void multiply_term(const Attend &a, const Term &term, c
     uint32_t weight_pieces = BLOCK_64 * p.n_weight_pieces;
 #pragma unroll
     for (uint32_t k = 0; k < 3; k++)
-        multiply_head<BYTES, SIGNED>(
+        multiply_rows<BYTES, SIGNED, BLOCK_64>(
             p, inputs + (a.linears[k].set * a.n_input_planes + term.input_plane) * input_pieces,
             weights + (k * a.n_weight_planes + term.weight_plane) * weight_pieces, acc[k]);
     wgmma_wait<0>();
@@ -317,8 +292,9 @@ attend_tensor(const Attend &a, uint32_t begin, uint32_t n_tokens, uint32_t first
 #endif
 
 /* A block has THREADS_64 x GROUPS threads.  TENSOR: attention as attention_tensor.cuh has it;
- * otherwise there is one group. */
-template <bool BYTES, bool TENSOR, int GROUPS>
+ * otherwise there is one group, and the block's attention is that of QUERIES of its tokens: 64, or
+ * 16 where there are so few heads that several blocks can have the same. */
+template <bool BYTES, bool TENSOR, int GROUPS, int QUERIES>
 static __global__ void __launch_bounds__(THREADS_64 *GROUPS, (BYTES ? 3 : 4) / GROUPS)
     attend_kernel(Attend a)
 {
@@ -334,12 +310,17 @@ static __global__ void __launch_bounds__(THREADS_64 *GROUPS, (BYTES ? 3 : 4) / G
     float *queries = (float *)operands, *keys = queries + BLOCK_64 * STRIDE_64;
     float *values = keys + BLOCK_64 * STRIDE_64, *sums = values + BLOCK_64 * STRIDE_64;
     float *scores = queries; /* in their place */
-    if (begin == end) return;
+    uint32_t query = blockIdx.z * QUERIES;
+    if (begin + query >= end) { /* known since the first kernel */
+        wait_for_kernels_before(p.n_tokens);
+        return;
+    }
     uint32_t n_tokens = end - begin;
     if (threadIdx.x == 0 && group == 0) {
         init_barrier(&groups->barrier);
         fetch_weights(a, output, weights, &groups->barrier);
     }
+    wait_for_kernels_before(p.n_tokens);
 
     /* As in gemm_wgmma.cuh: the last plane of signs is that of the last term, which is known where
      * no sign is 0. */
@@ -392,22 +373,26 @@ static __global__ void __launch_bounds__(THREADS_64 *GROUPS, (BYTES ? 3 : 4) / G
                     queries + k * BLOCK_64 * STRIDE_64);
     __syncthreads();
 
-    uint32_t i = threadIdx.x / 16 * QUERIES_64, j = threadIdx.x % 16 * KEYS_64;
-    float products[QUERIES_64][KEYS_64];
+    const int ROWS = QUERIES / (THREADS_64 / 16), AT_ONCE = ROWS < 4 ? ROWS : 4;
+    uint32_t i = threadIdx.x / 16 * ROWS, j = threadIdx.x % 16 * KEYS_64;
+    float products[ROWS][KEYS_64];
 #pragma unroll
-    for (int half = 0; half < QUERIES_64; half += QUERIES_64 / 2)
-        find_products_64<QUERIES_64 / 2>(queries + i + half, keys + j, products + half);
+    for (int row = 0; row < ROWS; row += AT_ONCE)
+        find_products_64<AT_ONCE>(queries + query + i + row, keys + j, products + row);
     __syncthreads(); /* queries and keys are done with */
-    store_scores_64(products, a.attention.score_scale, scores + j * STRIDE_64 + i);
+    store_scores_64<ROWS>(products, a.attention.score_scale, scores + j * STRIDE_64 + i);
     __syncthreads();
-    exponentials_64(scores, n_tokens, sums);
+    if (QUERIES == BLOCK_64)
+        exponentials_64(scores, n_tokens, sums);
+    else
+        exponentials_16(scores, n_tokens, sums);
     __syncthreads();
-    float context[QUERIES_64][KEYS_64] = {};
+    float context[ROWS][KEYS_64] = {};
 #pragma unroll 4
     for (uint32_t k = 0; k < n_tokens; k++)
-        multiply_add_64<QUERIES_64>(scores + k * STRIDE_64 + i, values + k * STRIDE_64 + j,
-                                    context);
-    store_context_64(a.attention, begin, i, n_tokens, (uint32_t)output + j, sums + i, context);
+        multiply_add_64<ROWS>(scores + k * STRIDE_64 + i, values + k * STRIDE_64 + j, context);
+    store_context_64<ROWS>(a.attention, begin, query + i, n_tokens, (uint32_t)output + j, sums + i,
+                           context);
 #else
     (void)a;
 #endif

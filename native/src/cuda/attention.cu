@@ -248,18 +248,22 @@ static bool plan_attend(const Work &w, const Layer &layer, const float *x, Input
     return attend_shared_bytes(*a) <= model->shared_bytes;
 }
 
+/* Few enough heads of sequences for four blocks each. */
+enum { FEW_HEADS = 64, FEW_QUERIES = 16 };
+
 template <bool BYTES> static void launch_attend(const Work &w, const Attend &a)
 {
     dim3 grid(w.session->model->network.config->n_heads, w.batch->n_sequences);
-    dim3 block(THREADS_64, a.n_groups);
+    dim3 block(THREADS_64, a.n_groups), parts(grid.x, grid.y, BLOCK_64 / FEW_QUERIES);
     size_t shared = attend_shared_bytes(a);
-    cudaStream_t stream = w.session->stream;
     if (a.n_groups > 1)
-        BITM_LAUNCH((attend_kernel<BYTES, true, 2>), grid, block, shared, stream, a);
+        launch_early(w, attend_kernel<BYTES, true, 2, BLOCK_64>, grid, block, shared, 1, a);
     else if (w.session->model->tensor_attention)
-        BITM_LAUNCH((attend_kernel<BYTES, true, 1>), grid, block, shared, stream, a);
+        launch_early(w, attend_kernel<BYTES, true, 1, BLOCK_64>, grid, block, shared, 1, a);
+    else if (grid.x * grid.y <= FEW_HEADS)
+        launch_early(w, attend_kernel<BYTES, false, 1, FEW_QUERIES>, parts, block, shared, 1, a);
     else
-        BITM_LAUNCH((attend_kernel<BYTES, false, 1>), grid, block, shared, stream, a);
+        launch_early(w, attend_kernel<BYTES, false, 1, BLOCK_64>, grid, block, shared, 1, a);
 }
 
 bool attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3], Inputs *context)
@@ -282,9 +286,10 @@ bool attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
 template <bool BYTES>
 static bitm_status allow_attend(const bitm_device_model *model, bitm_error *err)
 {
-    BITM_TRY_STATUS(allow_shared(attend_kernel<BYTES, false, 1>, model, err));
-    BITM_TRY_STATUS(allow_shared(attend_kernel<BYTES, true, 1>, model, err));
-    return allow_shared(attend_kernel<BYTES, true, 2>, model, err);
+    BITM_TRY_STATUS(allow_shared(attend_kernel<BYTES, false, 1, BLOCK_64>, model, err));
+    BITM_TRY_STATUS(allow_shared(attend_kernel<BYTES, false, 1, FEW_QUERIES>, model, err));
+    BITM_TRY_STATUS(allow_shared(attend_kernel<BYTES, true, 1, BLOCK_64>, model, err));
+    return allow_shared(attend_kernel<BYTES, true, 2, BLOCK_64>, model, err);
 }
 
 bitm_status prepare_attention(const bitm_device_model *model, bitm_error *err)

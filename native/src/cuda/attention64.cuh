@@ -63,19 +63,41 @@ static __device__ inline void stage_rows(const float *from, size_t stride, uint3
     _Pragma("unroll") for (int i = 0; i < ROWS; i++)                                               \
         _Pragma("unroll") for (int j = 0; j < KEYS_64; j++)
 
+template <int N> static __device__ inline void read_floats(const float *from, float (&x)[N])
+{
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+        float4 four = *(const float4 *)(from + i);
+        x[i] = four.x, x[i + 1] = four.y, x[i + 2] = four.z, x[i + 3] = four.w;
+    }
+}
+
+static __device__ inline void read_floats(const float *from, float (&x)[2])
+{
+    float2 two = *(const float2 *)from;
+    x[0] = two.x, x[1] = two.y;
+}
+
+template <int N> static __device__ inline void write_floats(const float (&x)[N], float *to)
+{
+#pragma unroll
+    for (int i = 0; i < N; i += 4)
+        *(float4 *)(to + i) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
+}
+
+static __device__ inline void write_floats(const float (&x)[2], float *to)
+{
+    *(float2 *)to = make_float2(x[0], x[1]);
+}
+
 /* c += a [ROWS] x b [4], at place d of both operands */
 template <int ROWS>
 static __device__ inline void multiply_add_64(const float *a, const float *b,
                                               float c[ROWS][KEYS_64])
 {
-    float x[ROWS];
-#pragma unroll
-    for (int i = 0; i < ROWS; i += 4) {
-        float4 four = *(const float4 *)(a + i);
-        x[i] = four.x, x[i + 1] = four.y, x[i + 2] = four.z, x[i + 3] = four.w;
-    }
-    float4 four = *(const float4 *)b;
-    float y[KEYS_64] = {four.x, four.y, four.z, four.w};
+    float x[ROWS], y[KEYS_64];
+    read_floats(a, x);
+    read_floats(b, y);
     BITM_EACH_64 c[i][j] = fmaf(x[i], y[j], c[i][j]);
 }
 
@@ -117,16 +139,17 @@ static __device__ inline void find_products_64(const float *queries, const float
 }
 
 /* scores [key][query] of a thread's tile. */
-static __device__ inline void store_scores_64(const float total[QUERIES_64][KEYS_64], float scale,
+template <int ROWS>
+static __device__ inline void store_scores_64(const float total[ROWS][KEYS_64], float scale,
                                               float *scores)
 {
 #pragma unroll
     for (int j = 0; j < KEYS_64; j++) {
-        float *row = scores + j * STRIDE_64;
-        *(float4 *)row = make_float4(scale * total[0][j], scale * total[1][j], scale * total[2][j],
-                                     scale * total[3][j]);
-        *(float4 *)(row + 4) = make_float4(scale * total[4][j], scale * total[5][j],
-                                           scale * total[6][j], scale * total[7][j]);
+        float of_key[ROWS];
+#pragma unroll
+        for (int i = 0; i < ROWS; i++)
+            of_key[i] = scale * total[i][j];
+        write_floats(of_key, scores + j * STRIDE_64);
     }
 }
 
@@ -161,9 +184,36 @@ static __device__ inline void exponentials_64(float *scores, uint32_t n_tokens, 
     sums[threadIdx.x] = lane[0];
 }
 
+/* The same for a block of 16 queries, of at most 64 keys: 8 neighbouring threads have a query, and
+ * each of them every eighth key, which are two lanes of its sum.  sums [16]: of all lanes. */
+static __device__ inline void exponentials_16(float *scores, uint32_t n_tokens, float *sums)
+{
+    enum { HALF = LANES / 2 };
+    uint32_t query = threadIdx.x / HALF, first = threadIdx.x % HALF;
+    scores += query;
+    float greatest = scores[0], lane[2] = {};
+    for (uint32_t j = first; j < n_tokens; j += HALF)
+        greatest = scores[j * STRIDE_64] > greatest ? scores[j * STRIDE_64] : greatest;
+    greatest = warp_max<HALF>(greatest);
+#pragma unroll 1
+    for (uint32_t j = first; j < n_tokens; j += LANES) {
+#pragma unroll
+        for (uint32_t m = 0; m < 2; m++) { /* keys past the last have rows */
+            float *score = scores + (j + m * HALF) * STRIDE_64;
+            *score = bitm_exp(*score - greatest);
+            lane[m] += j + m * HALF < n_tokens ? *score : 0.0F;
+        }
+    }
+    float sum = lane[0] + lane[1];
+#pragma unroll
+    for (int step = HALF / 2; step > 0; step /= 2)
+        sum = sum + __shfl_xor_sync(ALL_THREADS, sum, step);
+    if (first == 0) sums[query] = sum;
+}
+
 /* 1 / the sums of the exponentials of a thread's queries, of which neighbouring threads compute one
  * each. */
-static __device__ inline void factors_64(const float *sums, float factors[QUERIES_64])
+static __device__ inline void factors_64(const float *sums, float (&factors)[QUERIES_64])
 {
     uint32_t mine = threadIdx.x % QUERIES_64, first = threadIdx.x % WARP - mine;
     float factor = 1.0F / (sums[mine] + sums[BLOCK_64 + mine]);
@@ -172,22 +222,29 @@ static __device__ inline void factors_64(const float *sums, float factors[QUERIE
         factors[r] = __shfl_sync(ALL_THREADS, factor, (int)(first + r));
 }
 
+/* Those of a block of 16 queries. */
+static __device__ inline void factors_64(const float *sums, float (&factors)[2])
+{
+    factors[0] = 1.0F / sums[0];
+    factors[1] = 1.0F / sums[1];
+}
+
 /* A thread's tile of the context, of queries from `row` on of a sequence, which begins at token
  * `begin`: as floats, or as bits. */
-static __device__ inline void store_context_64(const Attention &a, uint32_t begin, uint32_t row,
-                                               uint32_t n_tokens, uint32_t column,
-                                               const float *sums,
-                                               const float context[QUERIES_64][KEYS_64])
+template <int ROWS>
+static __device__ inline void
+store_context_64(const Attention &a, uint32_t begin, uint32_t row, uint32_t n_tokens,
+                 uint32_t column, const float *sums, const float context[ROWS][KEYS_64])
 {
-    float factors[QUERIES_64];
+    float factors[ROWS];
     factors_64(sums, factors);
     uint32_t n_rows = row < n_tokens ? n_tokens - row : 0;
     if (a.encodes) {
-        store_bits<QUERIES_64>(a.encoding, begin + row, n_rows, column, context, factors);
+        store_bits<ROWS>(a.encoding, begin + row, n_rows, column, context, factors);
         return;
     }
 #pragma unroll
-    for (uint32_t r = 0; r < QUERIES_64; r++) {
+    for (uint32_t r = 0; r < ROWS; r++) {
         float f = factors[r];
         if (r < n_rows)
             *(float4 *)(a.context + (size_t)(begin + row + r) * a.stride + column) = make_float4(
@@ -213,7 +270,7 @@ static __global__ void __launch_bounds__(THREADS_64, 3) attention64_kernel(Atten
         __syncthreads();
         float products[QUERIES_64][KEYS_64];
         find_products_64<QUERIES_64>(queries + i, keys + j, products);
-        store_scores_64(products, a.score_scale, scores + (first + j) * STRIDE_64 + i);
+        store_scores_64<QUERIES_64>(products, a.score_scale, scores + (first + j) * STRIDE_64 + i);
         __syncthreads();
     }
     exponentials_64(scores, n_tokens, sums);
@@ -229,8 +286,8 @@ static __global__ void __launch_bounds__(THREADS_64, 3) attention64_kernel(Atten
             multiply_add_64<QUERIES_64>(scores + (first + k) * STRIDE_64 + i,
                                         keys + k * STRIDE_64 + j, context);
     }
-    store_context_64(a, begin, first_query + i, n_tokens, blockIdx.y * HEAD_64 + j, sums + i,
-                     context);
+    store_context_64<QUERIES_64>(a, begin, first_query + i, n_tokens, blockIdx.y * HEAD_64 + j,
+                                 sums + i, context);
 }
 
 #undef BITM_EACH_64

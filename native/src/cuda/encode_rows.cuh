@@ -3,6 +3,7 @@
 #ifndef BITM_CUDA_ENCODE_ROWS_CUH
 #define BITM_CUDA_ENCODE_ROWS_CUH
 
+#include "hopper.cuh"
 #include "quantize.cuh"
 
 namespace bitm {
@@ -19,6 +20,7 @@ static __global__ void __launch_bounds__(QUANTIZE_THREADS) encode_rows_kernel(En
     uint32_t i = threadIdx.x % ROW_THREADS, warp = threadIdx.x / WARP;
     const float4 *x = (const float4 *)(e.x + token * (N * 256)) + i;
     float4 values[N];
+    wait_for_kernels_before(e.n_tokens);
 #pragma unroll
     for (int k = 0; k < N; k++)
         values[k] = x[k * ROW_THREADS];

@@ -43,6 +43,37 @@ struct Work {
     const Batch *batch; /* NULL: every token alone */
 };
 
+/* Starts a kernel that calls wait_for_kernels_before, and on Hopper may so begin before the one
+ * before it has ended; cluster: how many neighbouring blocks share memory. */
+template <typename... Parameters, typename... Arguments>
+static void launch_early(const Work &w, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                         size_t shared, uint32_t cluster, const Arguments &...arguments)
+{
+    cudaStream_t stream = w.session->stream;
+    if (w.session->model->has_wgmma == 0) {
+        BITM_LAUNCH(kernel, grid, block, shared, stream, arguments...);
+        return;
+    }
+#if CUDART_VERSION >= 12000 /* those before make no code for Hopper */
+    cudaLaunchAttribute attributes[2] = {};
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim.x = cluster;
+    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    config.attrs = attributes;
+    config.numAttrs = cluster > 1 ? 2 : 1;
+    (void)cudaLaunchKernelEx(&config, kernel, arguments...); /* forward asks for the last error */
+#else
+    (void)cluster;
+#endif
+}
+
 static inline uint32_t token_blocks(uint32_t n_tokens)
 {
     return ceil_div(n_tokens, TOKENS_A_BLOCK);

@@ -220,6 +220,7 @@ static __global__ void __launch_bounds__(NormShape<N16, TOKENS, WARPGROUPS, BYTE
     BITM_DYNAMIC_SHARED(shared);
     const Product &p = a.product;
     uint32_t token = blockIdx.x * TOKENS, n_terms = p.n_terms;
+    wait_for_kernels_before(p.n_tokens);
     bool dense = false;
     if (!BYTES && p.n_nonzero != NULL) { /* as in gemm_wgmma.cuh */
         bool full = threadIdx.x >= TOKENS || p.n_nonzero[token + threadIdx.x] == p.n_columns;

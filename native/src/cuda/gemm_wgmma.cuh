@@ -280,6 +280,7 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2)
     OutputFacts *facts = (OutputFacts *)shared;
     uint4 *operands = (uint4 *)(facts + 1);
     read_output_facts<KIND>(p, encoding, output, facts);
+    wait_for_kernels_before(p.n_tokens);
     int32_t acc[64];
 #pragma unroll
     for (int i = 0; i < 64; i++)

@@ -60,6 +60,32 @@ static __device__ inline void multiply_piece(const uint4 *rows, uint32_t next, c
     }
 }
 
+/* acc [64 outputs, N tokens] += the product of a term whose rows lie whole in shared memory; bits:
+ * under way until a wait. */
+template <bool BYTES, bool SIGNED, int N>
+static __device__ inline void multiply_rows(const Product &p, const uint4 *inputs,
+                                            const uint4 *weights, int32_t *acc)
+{
+    uint32_t n = p.n_weight_pieces;
+    if (!BYTES) {
+        wgmma_fence();
+        for (uint32_t piece = 0; piece < n; piece += 2)
+            wgmma_bits_of<N>(acc, tile_descriptor(weights + piece * TILE_ROWS, n),
+                             tile_descriptor(inputs + piece * TILE_ROWS, n));
+        wgmma_commit();
+        return;
+    }
+    weights += threadIdx.x % 128 / WARP * 2 * n * TILE_ROWS;
+    for (uint32_t first = 0; first < n; first += 2) {
+#pragma unroll
+        for (uint32_t i = 0; i < 2; i++)
+            multiply_piece<SIGNED, N>(weights + (first + i) * TILE_ROWS, n * TILE_ROWS,
+                                      inputs + (first + i) * BYTES_PIECES * TILE_ROWS,
+                                      p.n_input_pieces, i != 0, acc);
+        wgmma_wait<0>(); /* none is under way at a loop's end: see multiply_piece */
+    }
+}
+
 template <bool SIGNED>
 static __device__ inline void multiply_bytes_stage(const uint4 *stage, int32_t acc[64])
 {
@@ -134,6 +160,7 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_wgmma_bytes_kern
     const Epilogue &e = p.epilogue;
     uint32_t token = blockIdx.y * WGMMA_TOKENS, output = blockIdx.x * WGMMA_OUTPUTS;
     uint32_t n_stages = ceil_div(p.n_input_pieces, BYTES_PIECES), n_all = n_stages * p.n_terms;
+    wait_for_kernels_before(p.n_tokens);
     int32_t acc[64];
 #pragma unroll
     for (int i = 0; i < 64; i++)

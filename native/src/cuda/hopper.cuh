@@ -1,4 +1,5 @@
-/* Hopper's own instructions, one function each: products of a warpgroup, copies that do not wait.
+/* Hopper's own instructions, one function each: products of a warpgroup, copies that do not wait,
+ * blocks that share memory, kernels that begin early.
  *
  * A warpgroup's operands in shared memory are tiles as operands.cuh has them.  A build without a
  * GPU that defines BITM_EMULATED_HOPPER brings functions of its own. */
@@ -14,6 +15,22 @@
 #endif
 
 namespace bitm {
+
+enum { EARLY_TOKENS = 256 };
+
+/* Waits until all kernels before have ended.  In a kernel that may begin early every thread calls
+ * it; before, nothing is read that a kernel of the stream writes, nor anything written.  Few tokens
+ * leave multiprocessors free: the next kernel may begin once all blocks of this one are here;
+ * otherwise its blocks would take places from them, and it begins when they end. */
+static __device__ inline void wait_for_kernels_before(uint32_t n_tokens)
+{
+#if BITM_HAS_WGMMA && !defined(BITM_EMULATED_HOPPER)
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    if (n_tokens <= EARLY_TOKENS) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#else /* no kernel begins early */
+    (void)n_tokens;
+#endif
+}
 
 #if BITM_HAS_WGMMA
 
@@ -54,6 +71,7 @@ template <int N> static __device__ inline void wgmma_wait()
     type(d[i]), type(d[i + 1]), type(d[i + 2]), type(d[i + 3]), type(d[i + 4]), type(d[i + 5]),    \
         type(d[i + 6]), type(d[i + 7])
 #define BITM_D8(i) BITM_D8_AS("+r", i)
+#define BITM_D4 "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
 #define BITM_FLOATS_D32                                                                            \
     BITM_D8_AS("+f", 0), BITM_D8_AS("+f", 8), BITM_D8_AS("+f", 16), BITM_D8_AS("+f", 24)
 
@@ -61,6 +79,7 @@ template <int N> static __device__ inline void wgmma_wait()
 #define BITM_D16 BITM_D8(0), BITM_D8(8)
 #define BITM_D32 BITM_D16, BITM_D8(16), BITM_D8(24)
 #define BITM_D64 BITM_D32, BITM_D8(32), BITM_D8(40), BITM_D8(48), BITM_D8(56)
+#define BITM_PLACES4 "%0,%1,%2,%3"
 #define BITM_PLACES16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define BITM_PLACES32                                                                              \
     BITM_PLACES16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
@@ -91,6 +110,12 @@ static __device__ inline void wgmma_bits_64(int32_t d[32], uint64_t a, uint64_t 
 static __device__ inline void wgmma_bits_32(int32_t d[16], uint64_t a, uint64_t b)
 {
     BITM_WGMMA_BITS("32", BITM_PLACES16, "%16, %17", BITM_D16);
+}
+
+/* d [64 outputs, 8 tokens] += a AND b over 256 columns. */
+static __device__ inline void wgmma_bits_8(int32_t d[4], uint64_t a, uint64_t b)
+{
+    BITM_WGMMA_BITS("8", BITM_PLACES4, "%4, %5", BITM_D4);
 }
 
 static __device__ inline void copy_async(void *to, const void *from)
@@ -221,6 +246,45 @@ static __device__ inline void wgmma_bytes_32(int32_t d[16], const uint32_t a[4],
     BITM_WGMMA_CODES("32", BITM_PLACES16, "{%16, %17, %18, %19}, %20", BITM_D16);
 }
 
+template <bool SIGNED>
+static __device__ inline void wgmma_bytes_8(int32_t d[4], const uint32_t a[4], uint64_t b)
+{
+    BITM_WGMMA_CODES("8", BITM_PLACES4, "{%4, %5, %6, %7}, %8", BITM_D4);
+}
+
+/* Tells the blocks of a cluster that this one has begun: before that, its memory is not theirs. */
+static __device__ inline void greet_cluster()
+{
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
+/* The two halves of a barrier of a cluster's blocks: what is written before the first, in any
+ * block's memory, is seen after the second. */
+static __device__ inline void arrive_at_cluster()
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+static __device__ inline void wait_for_cluster()
+{
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+/* The address of a place in this block's shared memory, in that of another block of the cluster. */
+static __device__ inline uint32_t place_in_block(const void *place, uint32_t block)
+{
+    uint32_t address;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;"
+        : "=r"(address)
+        : "r"((uint32_t)__cvta_generic_to_shared(place)), "r"(block));
+    return address;
+}
+
+static __device__ inline void store_in_block(uint32_t address, float x)
+{
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");
+}
+
 #endif
 
 /* d [64 rows, N rows] += a AND b over 256 columns. */
@@ -228,8 +292,10 @@ template <int N> static __device__ inline void wgmma_bits_of(int32_t *d, uint64_
 {
     if (N == 64)
         wgmma_bits_64(d, a, b);
-    else
+    else if (N == 32)
         wgmma_bits_32(d, a, b);
+    else
+        wgmma_bits_8(d, a, b);
 }
 
 /* d [64 outputs, N tokens] += weights of 0 and 1 x codes over 32 columns. */
@@ -240,8 +306,10 @@ static __device__ inline void wgmma_bytes_of(int32_t *d, const uint32_t a[4], ui
         wgmma_bytes<SIGNED>(d, a, b);
     else if (N == 64)
         wgmma_bytes_64<SIGNED>(d, a, b);
-    else
+    else if (N == 32)
         wgmma_bytes_32<SIGNED>(d, a, b);
+    else
+        wgmma_bytes_8<SIGNED>(d, a, b);
 }
 
 #endif

@@ -107,8 +107,7 @@ void plan_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n
 
 template <int N> static void launch_encode_rows(const Work &w, const Encoding &e)
 {
-    BITM_LAUNCH(encode_rows_kernel<N>, e.n_tokens / ROWS_A_BLOCK, QUANTIZE_THREADS, 0,
-                w.session->stream, e);
+    launch_early(w, encode_rows_kernel<N>, e.n_tokens / ROWS_A_BLOCK, QUANTIZE_THREADS, 0, 1, e);
 }
 
 void encode(const Work &w, const Encoding &e)

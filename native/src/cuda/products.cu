@@ -58,24 +58,25 @@ static void set_terms(const Branch *branch, bitm_input_form form, Product *p)
 
 /* A product of bits by wgmma. */
 template <int KIND>
-static void launch_bits_product(const Product &p, const Encoding &e, cudaStream_t stream)
+static void launch_bits_product(const Work &w, const Product &p, const Encoding &e)
 {
     dim3 grid(ceil_div(p.n_outputs, WGMMA_OUTPUTS), ceil_div(p.n_tokens, WGMMA_TOKENS));
     uint32_t pieces = wgmma_pieces(p.n_input_pieces);
     uint32_t shared = wgmma_shared_bytes(pieces, p.n_input_pieces / pieces * p.n_terms);
     if (pieces == 6)
-        BITM_LAUNCH((gemm_wgmma_kernel<6, KIND>), grid, WGMMA_THREADS, shared, stream, p, e);
+        launch_early(w, gemm_wgmma_kernel<6, KIND>, grid, WGMMA_THREADS, shared, 1, p, e);
     else if (pieces == 4)
-        BITM_LAUNCH((gemm_wgmma_kernel<4, KIND>), grid, WGMMA_THREADS, shared, stream, p, e);
+        launch_early(w, gemm_wgmma_kernel<4, KIND>, grid, WGMMA_THREADS, shared, 1, p, e);
     else
-        BITM_LAUNCH((gemm_wgmma_kernel<2, KIND>), grid, WGMMA_THREADS, shared, stream, p, e);
+        launch_early(w, gemm_wgmma_kernel<2, KIND>, grid, WGMMA_THREADS, shared, 1, p, e);
 }
 
 /* The kernel of a product, by what the device has. */
 template <int KIND>
-static void launch_product(const Product &p, const Encoding &e, bool bytes, bool wgmma,
-                           cudaStream_t stream)
+static void launch_product(const Work &w, const Product &p, const Encoding &e, bool bytes)
 {
+    cudaStream_t stream = w.session->stream;
+    bool wgmma = w.session->model->has_wgmma != 0;
     dim3 grid(ceil_div(p.n_outputs, GEMM_OUTPUTS), ceil_div(p.n_tokens, GEMM_TOKENS));
     dim3 wide(ceil_div(p.n_outputs, WGMMA_OUTPUTS), ceil_div(p.n_tokens, WGMMA_TOKENS));
     if (!wgmma && bytes)
@@ -83,10 +84,10 @@ static void launch_product(const Product &p, const Encoding &e, bool bytes, bool
     else if (!wgmma)
         BITM_LAUNCH((gemm_kernel<false, KIND>), grid, GEMM_THREADS, 0, stream, p);
     else if (bytes)
-        BITM_LAUNCH(gemm_wgmma_bytes_kernel<KIND>, wide, WGMMA_THREADS, BYTES_SHARED_BYTES, stream,
-                    p);
+        launch_early(w, gemm_wgmma_bytes_kernel<KIND>, wide, WGMMA_THREADS, BYTES_SHARED_BYTES, 1,
+                     p);
     else
-        launch_bits_product<KIND>(p, e, stream);
+        launch_bits_product<KIND>(w, p, e);
 }
 
 template <int KIND>
@@ -136,21 +137,19 @@ Product product_of(const Work &w, const Branch *branch, const Inputs &inputs, ui
 static void launch_with_epilogue(const Work &w, const Product &p, bool bytes,
                                  const Encoding *encoding)
 {
-    cudaStream_t stream = w.session->stream;
     const Epilogue &epilogue = p.epilogue;
-    bool wgmma = w.session->model->has_wgmma != 0;
     bool plain = epilogue.row_offset == NULL && epilogue.row_base == NULL && !epilogue.accumulate;
     Encoding none = {};
     if (encoding != NULL && epilogue.activation == 0)
-        launch_bits_product<EPILOGUE_BITS>(p, *encoding, stream);
+        launch_bits_product<EPILOGUE_BITS>(w, p, *encoding);
     else if (encoding != NULL)
-        launch_bits_product<EPILOGUE_GELU_BITS>(p, *encoding, stream);
+        launch_bits_product<EPILOGUE_GELU_BITS>(w, p, *encoding);
     else if (plain && epilogue.activation == 0)
-        launch_product<EPILOGUE_PLAIN>(p, none, bytes, wgmma, stream);
+        launch_product<EPILOGUE_PLAIN>(w, p, none, bytes);
     else if (plain && epilogue.activation == BITM_ACTIVATION_GELU)
-        launch_product<EPILOGUE_GELU>(p, none, bytes, wgmma, stream);
+        launch_product<EPILOGUE_GELU>(w, p, none, bytes);
     else
-        launch_product<EPILOGUE_ANY>(p, none, bytes, wgmma, stream);
+        launch_product<EPILOGUE_ANY>(w, p, none, bytes);
 }
 
 static void run_product(const Work &w, const Branch *branch, const Inputs &inputs, uint32_t columns,

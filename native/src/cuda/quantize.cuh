@@ -445,6 +445,17 @@ static __device__ inline int32_t sum_of_planes(const Encoding &e, int32_t first,
     return first + (e.quantizer.lo < 0.0F ? -2 : 2) * second;
 }
 
+/* What is known of a token whose codes, by a quantizer without a base, have such a sum. */
+static __device__ inline void store_token_facts(const Encoding &e, size_t token, float step,
+                                                int32_t sum, uint32_t n_nonzero)
+{
+    e.step[token] = step;
+    e.base[token] = 0.0F;
+    e.code_sum[token] = sum;
+    if (e.form == FORM_SIGN) e.n_nonzero[token] = n_nonzero;
+    e.sum[token] = step * (float)sum;
+}
+
 /* Encodes a token whose 16 threads hold its values, thread l those of columns l, l + 16, ...: as
  * encode_kernel does, for rows without padding (16 * N16 is a multiple of 256). */
 template <int N16>
@@ -466,12 +477,7 @@ static __device__ inline void encode_values(const Encoding &e, size_t token, uin
         n_bits[1] = warp_sum<LANES>(n_bits[1]);
         sum = sum_of_planes(e, warp_sum<LANES>(n_bits[0]), n_bits[1]);
     }
-    if (l != 0) return;
-    e.step[token] = step;
-    e.base[token] = 0.0F;
-    e.code_sum[token] = sum;
-    if (e.form == FORM_SIGN) e.n_nonzero[token] = (uint32_t)n_bits[1];
-    e.sum[token] = step * (float)sum;
+    if (l == 0) store_token_facts(e, token, step, sum, (uint32_t)n_bits[1]);
 }
 
 /* What is known of a token before its codes, by a static quantizer. */

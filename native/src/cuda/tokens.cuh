@@ -99,6 +99,26 @@ struct NormPlaces {
     float *y; /* of the token */
 };
 
+/* Takes the mean from a token's values, which 16 threads hold as finish_norm has them; returns what
+ * the norm multiplies them by. */
+template <int N16> static __device__ inline float centre(float eps, float value[N16], float *mean)
+{
+    const float n = (float)(N16 * LANES);
+    float lane = 0.0F;
+#pragma unroll
+    for (int i = 0; i < N16; i++)
+        lane += value[i];
+    *mean = fold_lanes(lane) / n;
+    lane = 0.0F;
+#pragma unroll
+    for (int i = 0; i < N16; i++) {
+        value[i] -= *mean;
+        lane = fmaf(value[i], value[i], lane);
+    }
+    float variance = fold_lanes(lane) / n;
+    return 1.0F / sqrtf(variance + eps);
+}
+
 /* The norm of a token, thread l of 16 holding the values of columns l, l + 16, ..., N16 of them,
  * and the inputs of what follows. */
 template <int N16>
@@ -106,19 +126,7 @@ static __device__ inline void finish_norm(const Norm &a, const NormPlaces &place
                                           const Followers &followers, size_t token, uint32_t l,
                                           float value[N16])
 {
-    float lane = 0.0F;
-#pragma unroll
-    for (int i = 0; i < N16; i++)
-        lane += value[i];
-    float mean = fold_lanes(lane) / (float)a.n;
-    lane = 0.0F;
-#pragma unroll
-    for (int i = 0; i < N16; i++) {
-        value[i] -= mean;
-        lane = fmaf(value[i], value[i], lane);
-    }
-    float variance = fold_lanes(lane) / (float)a.n;
-    float factor = 1.0F / sqrtf(variance + a.eps);
+    float mean, factor = centre<N16>(a.eps, value, &mean);
 #pragma unroll
     for (int i = 0; i < N16; i++)
         value[i] =
