@@ -75,8 +75,9 @@ __global__ void plainest(Product p, bool bytes)
                 uint32_t b = w[piece_place(output, k / 16, p.n_weight_pieces) * 16 + k % 16];
                 total += (uint32_t)__popc(a & b);
             } else {
-                uint32_t b =
-                    w[piece_place(output, k / 128, p.n_weight_pieces) * 16 + k % 128 / 8] >> k % 8;
+                /* Of 128 columns, as order_for_bytes leaves them. */
+                uint32_t b = w[piece_place(output, k / 128, p.n_weight_pieces) * 16 + k % 16] >>
+                             k % 128 / 16;
                 total += (b & 1) * (uint32_t)(term.is_signed ? (int32_t)(int8_t)a : (int32_t)a);
             }
         }
