@@ -191,7 +191,8 @@ typedef struct work {
     const float *operands[N_OPERANDS]; /* [n_tokens, A], as quantized */
     bool integer_scores;               /* query and key are codes */
     bool integer_context;              /* so are probabilities and value, in one step a sequence */
-    float *context;                    /* [n_tokens, A] */
+    head_room room;
+    float *context; /* [n_tokens, A] */
 } work;
 
 /* One task of it. */
@@ -219,7 +220,7 @@ static head open_head(const work *w, uint32_t task, uint32_t worker)
     h.first = w->spans->first[h.sequence];
     h.n_tokens = w->spans->first[h.sequence + 1] - h.first;
     h.place = (size_t)h.number * config->head_size;
-    const head_room room = room_of(backend);
+    const head_room room = w->room;
     uint64_t *words = backend->attention.heads + worker * backend->attention.head_words;
     h.queries.bits = words + room.queries;
     h.keys.bits = words + room.keys;
@@ -624,6 +625,7 @@ void bitm_general_attention(bitm_backend *backend, const bitm_layer *layer, cons
               .operands = {query, key, value},
               .integer_scores = has_integer_scores(layer),
               .integer_context = has_integer_context(layer),
+              .room = room_of(backend),
               .context = context};
     quantize_operand(&w, QUERY, layer->quantize_query, w.integer_scores, query);
     quantize_operand(&w, KEY, layer->quantize_key, w.integer_scores, key);
