@@ -205,51 +205,90 @@ int32_t bitm_quantize__avx2(const bitm_quantization *q, const float *x, uint32_t
     return quantize_by(q, BY_QUOTIENT, x, n, codes);
 }
 
-/* Planes of 64 values from i on, n_words words from one to the next; returns the sum of codes. */
-INLINE int32_t quantize_word(const bitm_quantization *q, const told_by kind, const float *x,
-                             uint32_t i, uint32_t n, uint32_t n_planes, size_t n_words,
-                             uint64_t *planes)
+/* Which of 64 values from i on, of which n exist, have the greater of two codes, or are negative.
+ */
+INLINE uint64_t bits_told(const bitm_quantization *q, const told_by kind, const bool negative,
+                          const float *x, uint32_t i, const uint32_t n)
+{
+    uint64_t bits = 0;
+    for (uint32_t k = 0; k < 64; k += 8) {
+        if (n <= k) break;
+        __m256 z = shifted(q, x, i + k, n - k), zero = _mm256_setzero_ps();
+        __m256 mask = kind == BY_THRESHOLD ? _mm256_cmp_ps(z, all(q->threshold), _CMP_GE_OQ)
+                      : negative           ? _mm256_cmp_ps(z, zero, _CMP_LT_OQ)
+                                           : _mm256_cmp_ps(z, zero, _CMP_GT_OQ);
+        bits |= (uint64_t)(uint32_t)_mm256_movemask_ps(mask) << k;
+    }
+    return n < 64 ? bits & ((UINT64_C(1) << n) - 1) : bits;
+}
+
+/* Planes of codes that are divided for; returns their sum. */
+INLINE int32_t divide_word(const bitm_quantization *q, const float *x, uint32_t i, const uint32_t n,
+                           uint32_t n_planes, size_t n_words, uint64_t *planes)
 {
     __m256i codes[8], sum = _mm256_setzero_si256();
     for (uint32_t k = 0; k < 8; k++) {
-        uint32_t first = i + 8 * k, n_left = n > first ? n - first : 0;
-        codes[k] = n_left == 0 ? _mm256_setzero_si256()
-                               : _mm256_and_si256(quantized(q, kind, x, first, n_left),
-                                                  first_lanes(n_left));
+        codes[k] = _mm256_setzero_si256();
+        if (n <= 8 * k) continue;
+        codes[k] = quantized(q, BY_QUOTIENT, x, i + 8 * k, n - 8 * k);
+        if (n < 8 * k + 8) codes[k] = _mm256_and_si256(codes[k], first_lanes(n - 8 * k));
         sum = _mm256_add_epi32(sum, codes[k]);
     }
     for (uint32_t p = 0; p < n_planes; p++) {
+        const __m128i to_sign = _mm_cvtsi32_si128(31 - (int)p);
         uint64_t plane = 0;
-        for (uint32_t k = 0; k < 8; k++) { /* the bit sought becomes the sign of a lane */
-            __m256i bits = kind == BY_SIGN
-                               ? p == 0 ? _mm256_slli_epi32(codes[k], 31)
-                                        : _mm256_cmpgt_epi32(codes[k], _mm256_setzero_si256())
-                               : _mm256_sll_epi32(codes[k], _mm_cvtsi32_si128(31 - (int)p));
-            plane |= (uint64_t)(uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(bits)) << 8 * k;
+        for (uint32_t k = 0; k < 8; k++) {
+            __m256 bits = _mm256_castsi256_ps(_mm256_sll_epi32(codes[k], to_sign));
+            plane |= (uint64_t)(uint32_t)_mm256_movemask_ps(bits) << 8 * k;
         }
         planes[p * n_words] = plane;
     }
     return sum_lanes(sum);
 }
 
+/* Planes of 64 values from i on, of which n exist, n_words words from one to the next; returns the
+ * sum of codes. */
+INLINE int32_t quantize_word(const bitm_quantization *q, const told_by kind, const float *x,
+                             uint32_t i, const uint32_t n, uint32_t n_planes, size_t n_words,
+                             uint64_t *planes)
+{
+    if (kind == BY_QUOTIENT) return divide_word(q, x, i, n, n_planes, n_words, planes);
+    uint64_t greater = bits_told(q, kind, false, x, i, n);
+    if (kind == BY_SIGN) {
+        uint64_t negative = bits_told(q, kind, true, x, i, n);
+        planes[0] = greater | negative;
+        planes[n_words] = greater;
+        return (int32_t)_mm_popcnt_u64(greater) - (int32_t)_mm_popcnt_u64(negative);
+    }
+    planes[0] = greater; /* codes 0 and 1 */
+    for (uint32_t p = 1; p < n_planes; p++)
+        planes[p * n_words] = 0;
+    return (int32_t)_mm_popcnt_u64(greater);
+}
+
 INLINE int32_t quantize_words(const bitm_quantization *quantization, const told_by kind,
-                              const bool has_shift, const float *x, uint32_t n, uint32_t n_planes,
+                              const bool is_moved, const float *x, uint32_t n, uint32_t n_planes,
                               uint64_t *planes)
 {
     bitm_quantization q = *quantization; /* a copy that no store of planes can change */
-    if (!has_shift) q.shift = NULL;
+    if (!is_moved) {
+        q.shift = NULL;
+        q.clips = false;
+    }
     const size_t n_words = ((size_t)n + 63) / 64;
     int32_t sum = 0;
-    for (uint32_t i = 0; i < n; i += 64)
-        sum += quantize_word(&q, kind, x, i, n, n_planes, n_words, planes + i / 64);
+    uint32_t i = 0;
+    for (; i + 64 <= n; i += 64)
+        sum += quantize_word(&q, kind, x, i, 64, n_planes, n_words, planes + i / 64);
+    if (i < n) sum += quantize_word(&q, kind, x, i, n - i, n_planes, n_words, planes + i / 64);
     return sum;
 }
 
 INLINE int32_t quantize_words_by(const bitm_quantization *q, const told_by kind, const float *x,
                                  uint32_t n, uint32_t n_planes, uint64_t *planes)
 {
-    return q->shift != NULL ? quantize_words(q, kind, true, x, n, n_planes, planes)
-                            : quantize_words(q, kind, false, x, n, n_planes, planes);
+    return q->shift != NULL || q->clips ? quantize_words(q, kind, true, x, n, n_planes, planes)
+                                        : quantize_words(q, kind, false, x, n, n_planes, planes);
 }
 
 int32_t bitm_quantize_planes__avx2(const bitm_quantization *q, const float *x, uint32_t n,
@@ -257,7 +296,8 @@ int32_t bitm_quantize_planes__avx2(const bitm_quantization *q, const float *x, u
 {
     if (q->sign && q->lo < 0.0F) return quantize_words_by(q, BY_SIGN, x, n, n_planes, planes);
     if (q->sign) return quantize_words_by(q, BY_SIGN_ABOVE_0, x, n, n_planes, planes);
-    if (q->two_codes) return quantize_words_by(q, BY_THRESHOLD, x, n, n_planes, planes);
+    if (q->two_codes && q->lo == 0.0F)
+        return quantize_words_by(q, BY_THRESHOLD, x, n, n_planes, planes);
     return quantize_words_by(q, BY_QUOTIENT, x, n, n_planes, planes);
 }
 
