@@ -18,12 +18,13 @@ void bitm_attention_layout(bitm_backend *backend, bitm_arena *arena)
     const bitm_network *network = backend->network;
     bitm_attention_buffers *buffers = &backend->attention;
     uint64_t n_threads = backend->pool.n_threads;
-    buffers->n_scores = bitm_attention_room(backend->max_length, network->config->head_size);
-    buffers->scores = bitm_arena_take(arena, n_threads * buffers->n_scores, sizeof(float));
-    bool plain = true;
+    uint32_t n_plain = 0;
     for (uint32_t n = 0; n < network->config->n_layers; n++)
-        plain = plain && is_plain(network, &network->layers[n]);
-    if (!plain) bitm_general_attention_layout(backend, arena);
+        n_plain += is_plain(network, &network->layers[n]);
+    buffers->n_scores =
+        n_plain > 0 ? bitm_attention_room(backend->max_length, network->config->head_size) : 0;
+    buffers->scores = bitm_arena_take(arena, n_threads * buffers->n_scores, sizeof(float));
+    if (n_plain < network->config->n_layers) bitm_general_attention_layout(backend, arena);
 }
 
 /* The work of a layer. */

@@ -250,29 +250,32 @@ static const uint64_t *planes_of_head(const head *h, int operand,
     return backend->attention.planes[operand] + h->first * *stride + h->number * words;
 }
 
-static void open_operands(head *h)
+static void open_queries_and_keys(head *h)
 {
     const bitm_layer *layer = h->w->layer;
     const bitm_file_quantizer *of_query = layer->quantize_query, *of_key = layer->quantize_key;
-    const bitm_file_quantizer *of_value = layer->quantize_value;
-    const bitm_packing *const *packing = h->w->backend->kernels->packing;
     const uint32_t head_size = h->w->backend->network->config->head_size;
-    const uint64_t *planes;
     size_t stride;
-    if (h->w->integer_scores) {
-        planes = planes_of_head(h, QUERY, of_query, &stride);
-        bitm_code_rows_copy(&h->queries, of_query, planes, stride, h->n_tokens, head_size);
-        planes = planes_of_head(h, KEY, of_key, &stride);
-        bitm_code_rows_copy(&h->keys, of_key, planes, stride, h->n_tokens, head_size);
-        bitm_code_rows_weigh(&h->keys, of_key, packing[score_product(layer)]);
-        if (h->keys.are_weights && !bitm_is_sign(of_query))
-            bitm_code_rows_sum(&h->queries, h->query_sums);
-    }
-    if (h->w->integer_context) {
-        planes = planes_of_head(h, VALUE, of_value, &stride);
-        bitm_code_rows_transpose(&h->values, of_value, planes, stride, head_size, h->n_tokens);
-        bitm_code_rows_weigh(&h->values, of_value, packing[BITM_OP_gemm_w1planes]);
-    }
+    const uint64_t *planes = planes_of_head(h, QUERY, of_query, &stride);
+    bitm_code_rows_copy(&h->queries, of_query, planes, stride, h->n_tokens, head_size);
+    planes = planes_of_head(h, KEY, of_key, &stride);
+    bitm_code_rows_copy(&h->keys, of_key, planes, stride, h->n_tokens, head_size);
+    bitm_code_rows_weigh(&h->keys, of_key, h->w->backend->kernels->packing[score_product(layer)]);
+    if (h->keys.are_weights && !bitm_is_sign(of_query))
+        bitm_code_rows_sum(&h->queries, h->query_sums);
+}
+
+/* With bases: sums of values are wanted, too. */
+static void open_values(head *h, bool with_bases)
+{
+    const bitm_file_quantizer *of_value = h->w->layer->quantize_value;
+    const uint32_t head_size = h->w->backend->network->config->head_size;
+    size_t stride;
+    const uint64_t *planes = planes_of_head(h, VALUE, of_value, &stride);
+    bitm_code_rows_transpose(&h->values, of_value, planes, stride, head_size, h->n_tokens);
+    bitm_code_rows_weigh(&h->values, of_value,
+                         h->w->backend->kernels->packing[BITM_OP_gemm_w1planes]);
+    if (with_bases) bitm_code_rows_sum(&h->values, h->value_sums);
 }
 
 /* outputs [n_rows, stride] = products of rows of codes with all weights, times row_scale and
@@ -418,7 +421,7 @@ static void extremes_task(void *context, uint32_t task, uint32_t worker)
     const bitm_file_config *config = w->backend->network->config;
     bitm_quantization quantization = bitm_quantizer_begin(w->layer->quantize_probabilities, NULL);
     float *extremes = extremes_of(w->backend, h.sequence, h.number);
-    open_operands(&h);
+    if (w->integer_scores) open_queries_and_keys(&h);
     for (uint32_t i = 0; i < h.n_tokens; i += ROWS) {
         const uint32_t n = h.n_tokens - i < ROWS ? h.n_tokens - i : ROWS;
         float sums[ROWS];
@@ -455,11 +458,20 @@ static void join_heads(const work *w)
 
 /* ---- Context ---- */
 
+/* Whether bases of probabilities or values add to the context: products of 0 would change nothing,
+ * not even the sign of a 0. */
+static bool has_bases(const head *h, float step, float base)
+{
+    const bitm_attention_buffers *buffers = &h->w->backend->attention;
+    return base != 0.0F || buffers->base[VALUE][h->first] != 0.0F ||
+           !(step * buffers->step[VALUE][h->first] > 0.0F);
+}
+
 /* With p = step_p * code_p + base_p and v = step_v * code_v + base_v:
  * sum of p v = step_p step_v (code_p . code_v) + base_p step_v (sum of code_v) + base_v (sum of p).
  * Of n rows of probabilities, whose codes have the sums code_sum: context [n, A]. */
-static void integer_context(const head *h, float step, float base, const int32_t *code_sum,
-                            uint32_t n, float *context)
+static void integer_context(const head *h, float step, float base, bool with_bases,
+                            const int32_t *code_sum, uint32_t n, float *context)
 {
     const work *w = h->w;
     const bitm_backend *backend = w->backend;
@@ -469,9 +481,6 @@ static void integer_context(const head *h, float step, float base, const int32_t
     const uint32_t words = (h->n_tokens + 63) / 64;
     const float value_step = buffers->step[VALUE][h->first];
     const float value_base = buffers->base[VALUE][h->first];
-    /* Products of 0 would change nothing, not even the sign of a 0. */
-    const bool is_whole = base == 0.0F && value_base == 0.0F && step * value_step > 0.0F;
-    if (!is_whole) bitm_code_rows_sum(&h->values, h->value_sums);
     bitm_planes p = bitm_planes_of(w->layer->quantize_probabilities, h->probabilities);
     if (h->values.are_weights) {
         float steps[ROWS];
@@ -486,7 +495,7 @@ static void integer_context(const head *h, float step, float base, const int32_t
             for (size_t d = 0; d < head_size; d++)
                 context[d] = (float)h->dots[d] * (step * value_step);
         }
-        if (is_whole) continue;
+        if (!with_bases) continue;
         float sum = step * (float)code_sum[r] + base * (float)h->n_tokens;
         for (size_t d = 0; d < head_size; d++) {
             float c = fmaf(base * value_step, (float)h->value_sums[d], context[d]);
@@ -556,7 +565,9 @@ static void general_task(void *argument, uint32_t task, uint32_t worker)
         bitm_quantizer_finish(quantizer, extremes_of(w->backend, h.sequence, h.number),
                               &quantization, &step, &base);
     }
-    open_operands(&h);
+    const bool with_bases = w->integer_context && has_bases(&h, step, base);
+    if (w->integer_scores) open_queries_and_keys(&h);
+    if (w->integer_context) open_values(&h, with_bases);
     for (uint32_t i = 0; i < h.n_tokens; i += ROWS) {
         const uint32_t n = h.n_tokens - i < ROWS ? h.n_tokens - i : ROWS;
         float sums[ROWS], *context = w->context + (h.first + i) * stride + h.place;
@@ -571,7 +582,7 @@ static void general_task(void *argument, uint32_t task, uint32_t worker)
             code_sum[r] = quantize_probabilities(&h, scores, sums[r], quantization, step, base,
                                                  h.probabilities + r * row_words);
         }
-        if (w->integer_context) integer_context(&h, step, base, code_sum, n, context);
+        if (w->integer_context) integer_context(&h, step, base, with_bases, code_sum, n, context);
         for (size_t r = 0; uses_values && r < n; r++) {
             const float *weights = h.scores + r * h.n_tokens;
             if (!w->integer_context) float_context(&h, weights, context + r * stride);

@@ -128,14 +128,6 @@ INLINE float32x4_t fold_four(const lanes sums[4])
 
 /* ---- Weights as floats ---- */
 
-typedef enum weight_kind {
-    WEIGHTS_BIT1,
-    WEIGHTS_TERN,
-    WEIGHTS_I8,
-    WEIGHTS_F16,
-    WEIGHTS_F32
-} weight_kind;
-
 /* 4 bits from bit `shift` on as 0 or `value`. */
 INLINE float32x4_t bits_to_floats(uint64_t word, uint32_t shift, float value)
 {
@@ -200,23 +192,23 @@ static void expand_f16(const uint16_t *halves, uint32_t n, float *weights)
 }
 
 /* n weights of a row from input `first` on: in `room`, or where they lie. */
-INLINE const float *weights_of(const bitm_gemm *gemm, weight_kind kind, size_t output,
+INLINE const float *weights_of(const bitm_gemm *gemm, bitm_dtype kind, size_t output,
                                uint32_t first, uint32_t n, float *room)
 {
     size_t place = output * gemm->n_inputs + first;
     switch (kind) {
-    case WEIGHTS_F32:
+    case BITM_DTYPE_F32:
         return (const float *)gemm->weights + place;
-    case WEIGHTS_F16:
+    case BITM_DTYPE_F16:
         expand_f16((const uint16_t *)gemm->weights + place, n, room);
         break;
-    case WEIGHTS_I8:
+    case BITM_DTYPE_I8:
         expand_i8((const int8_t *)gemm->weights + place, n, room);
         break;
-    case WEIGHTS_BIT1:
+    case BITM_DTYPE_BIT1:
         expand_bits(gemm, false, output, first, n, room);
         break;
-    case WEIGHTS_TERN:
+    case BITM_DTYPE_TERN:
         expand_bits(gemm, true, output, first, n, room);
         break;
     }
@@ -226,7 +218,7 @@ INLINE const float *weights_of(const bitm_gemm *gemm, weight_kind kind, size_t o
 /* ---- Products ---- */
 
 /* At most BLOCK_TOKENS tokens; TILE_OUTPUTS or fewer outputs. */
-INLINE void multiply_block(const bitm_gemm *gemm, weight_kind kind, uint32_t token,
+INLINE void multiply_block(const bitm_gemm *gemm, bitm_dtype kind, uint32_t token,
                            uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
 {
     size_t stride = gemm->n_inputs;
@@ -236,7 +228,7 @@ INLINE void multiply_block(const bitm_gemm *gemm, weight_kind kind, uint32_t tok
     memset(sums, 0, sizeof sums);
     for (uint32_t first = 0; first < gemm->n_inputs; first += STRETCH) {
         uint32_t n = smaller(STRETCH, gemm->n_inputs - first);
-        size_t weight_stride = kind == WEIGHTS_F32 ? stride : STRETCH;
+        size_t weight_stride = kind == BITM_DTYPE_F32 ? stride : STRETCH;
         const float *weights = NULL, *x = inputs + first;
         for (uint32_t o = n_outputs; o-- > 0;)
             weights = weights_of(gemm, kind, output + o, first, n, room[o]);
@@ -262,23 +254,23 @@ INLINE void multiply_block(const bitm_gemm *gemm, weight_kind kind, uint32_t tok
 }
 
 /* Whether products of the block's inputs and weights are multiples of 2^-126: see above. */
-INLINE bool fits_vectors(const bitm_gemm *gemm, weight_kind kind, uint32_t token, uint32_t n_tokens,
+INLINE bool fits_vectors(const bitm_gemm *gemm, bitm_dtype kind, uint32_t token, uint32_t n_tokens,
                          uint32_t output, uint32_t n_outputs)
 {
     enum { DIGITS = 23, LEAST = -126, LEAST_F16 = -24, LEAST_F32 = -40 };
     int exponent = LEAST + DIGITS; /* of inputs, where weights are integers */
-    if (kind == WEIGHTS_F16) exponent = LEAST + DIGITS - LEAST_F16;
-    if (kind == WEIGHTS_F32) exponent = LEAST_F32;
+    if (kind == BITM_DTYPE_F16) exponent = LEAST + DIGITS - LEAST_F16;
+    if (kind == BITM_DTYPE_F32) exponent = LEAST_F32;
     uint32_t n = gemm->n_inputs;
     bool fits = true;
     for (size_t t = token; t < (size_t)token + n_tokens; t++)
         fits = fits && is_0_or_above(exponent, (const float *)gemm->inputs + t * n, n);
-    for (size_t o = output; kind == WEIGHTS_F32 && o < (size_t)output + n_outputs; o++)
+    for (size_t o = output; kind == BITM_DTYPE_F32 && o < (size_t)output + n_outputs; o++)
         fits = fits && is_0_or_above(exponent, (const float *)gemm->weights + o * n, n);
     return fits;
 }
 
-INLINE void multiply(const bitm_gemm *gemm, weight_kind kind, uint32_t token, uint32_t n_tokens,
+INLINE void multiply(const bitm_gemm *gemm, bitm_dtype kind, uint32_t token, uint32_t n_tokens,
                      uint32_t output, uint32_t n_outputs)
 {
     for (uint32_t t = 0; t < n_tokens; t += BLOCK_TOKENS) {
@@ -307,11 +299,11 @@ INLINE void multiply(const bitm_gemm *gemm, weight_kind kind, uint32_t token, ui
         else                                                                                       \
             ELSE_SCALAR(op);                                                                       \
     }
-FLOAT_KERNEL(gemm_w1f32, WEIGHTS_BIT1)
-FLOAT_KERNEL(gemm_w2f32, WEIGHTS_TERN)
-FLOAT_KERNEL(gemm_i8, WEIGHTS_I8)
-FLOAT_KERNEL(gemm_f16, WEIGHTS_F16)
-FLOAT_KERNEL(gemm_f32, WEIGHTS_F32)
+FLOAT_KERNEL(gemm_w1f32, BITM_DTYPE_BIT1)
+FLOAT_KERNEL(gemm_w2f32, BITM_DTYPE_TERN)
+FLOAT_KERNEL(gemm_i8, BITM_DTYPE_I8)
+FLOAT_KERNEL(gemm_f16, BITM_DTYPE_F16)
+FLOAT_KERNEL(gemm_f32, BITM_DTYPE_F32)
 
 /* ---- Attention ---- */
 

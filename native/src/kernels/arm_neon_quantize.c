@@ -1,4 +1,4 @@
-/* NEON quantization: from floats to codes, and from codes to planes of bits.
+/* NEON quantization: from floats to codes, and from these to planes of their bits.
  *
  * On ARMv7 the model's own quantizers are left to the scalar unit: they divide, and whether a
  * value is above 0 must hold for the tiniest, which vectors take for 0 there.

@@ -112,10 +112,10 @@ static void configure_tiles(uint32_t n_rows)
 /* ---- Weights ---- */
 
 /* The weights of a mask; tern: of the masks of nonzero and positive. */
-INLINE __m512i expand(weight_kind kind, uint64_t nonzero, uint64_t positive)
+INLINE __m512i expand(bitm_dtype kind, uint64_t nonzero, uint64_t positive)
 {
     const __m512i minus_i8x64 = _mm512_set1_epi8(-1);
-    if (kind == WEIGHTS_BIT1)
+    if (kind == BITM_DTYPE_BIT1)
         return _mm512_mask_blend_epi8((__mmask64)positive, minus_i8x64, _mm512_set1_epi8(1));
     __m512i weights = _mm512_maskz_mov_epi8((__mmask64)nonzero, minus_i8x64);
     return _mm512_mask_add_epi8(weights, (__mmask64)positive, weights, _mm512_set1_epi8(2));
@@ -128,11 +128,11 @@ typedef struct masks {
 } masks;
 
 /* The next step of weights, if there is one; room: for masks that are not packed. */
-INLINE masks next_masks(work *w, weight_kind kind, uint64_t room[2][STEP_MASKS])
+INLINE masks next_masks(work *w, bitm_dtype kind, uint64_t room[2][STEP_MASKS])
 {
     expansion *ahead = &w->ahead;
     const bitm_gemm *gemm = w->gemm;
-    const uint32_t positive_plane = kind == WEIGHTS_TERN;
+    const uint32_t positive_plane = kind == BITM_DTYPE_TERN;
     masks m = {0};
     if (ahead->n_left == 0) return m;
     uint32_t output = w->first + ahead->panel * PANEL;
@@ -145,7 +145,7 @@ INLINE masks next_masks(work *w, weight_kind kind, uint64_t room[2][STEP_MASKS])
             (const uint64_t *)gemm->weights + (size_t)output * w->n_steps + ahead->step;
         m.nonzero = m.positive = room[0];
         make_masks(rows, w->n_steps, gemm->n_rows - output, room[0]);
-        if (kind == WEIGHTS_TERN) {
+        if (kind == BITM_DTYPE_TERN) {
             m.positive = room[1];
             make_masks(rows + (size_t)gemm->n_rows * w->n_steps, w->n_steps, gemm->n_rows - output,
                        room[1]);
@@ -162,7 +162,7 @@ INLINE masks next_masks(work *w, weight_kind kind, uint64_t room[2][STEP_MASKS])
 }
 
 /* Expands a quarter of a step: four rows of both tiles. */
-INLINE void expand_quarter(masks m, weight_kind kind, const uint32_t quarter)
+INLINE void expand_quarter(masks m, bitm_dtype kind, const uint32_t quarter)
 {
     if (m.place == NULL) return;
     const uint64_t *nonzero = m.nonzero + quarter * STEP_MASKS / 4;
@@ -243,7 +243,7 @@ static void finish(const work *w, pending *p)
 
 /* All inputs of the tiles of tokens with the next panel: sums in tiles 0 to 3.  Those before are
  * finished. */
-INLINE void add_steps(work *w, weight_kind kind, tile_use use, const bool spreads, pending *before)
+INLINE void add_steps(work *w, bitm_dtype kind, tile_use use, const bool spreads, pending *before)
 {
     const uint32_t n_rows = (before->n_left * w->n_rows + w->n_steps - 1) / w->n_steps;
     _tile_zero(0);
@@ -370,7 +370,7 @@ static void prepare_codes(work *w, code_kind kind, int i, size_t token)
 
 /* The tiles of tokens that are prepared, with all panels.  tokens: their first ones, n_done: how
  * many of each were in an earlier tile. */
-INLINE void multiply_tiles(work *w, weight_kind weights, tile_use use, const bool spreads,
+INLINE void multiply_tiles(work *w, bitm_dtype weights, tile_use use, const bool spreads,
                            const uint32_t tokens[2], const uint32_t n_done[2])
 {
     for (uint32_t panel = 0; panel < w->n_panels; panel++) {
@@ -396,7 +396,7 @@ INLINE void multiply_tiles(work *w, weight_kind weights, tile_use use, const boo
 
 /* Tiles have the same number of tokens, so that they are configured once; the last one begins with
  * tokens of the one before where they do not come out even. */
-INLINE void multiply(const bitm_gemm *gemm, weight_kind weights, code_kind codes, uint32_t token,
+INLINE void multiply(const bitm_gemm *gemm, bitm_dtype weights, code_kind codes, uint32_t token,
                      uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
 {
     work *w = gemm->scratch;
@@ -450,13 +450,13 @@ INLINE void multiply(const bitm_gemm *gemm, weight_kind weights, code_kind codes
 void bitm_gemm_w1a8__amx(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
                          uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_BIT1, CODES_I8, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_BIT1, CODES_I8, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w2a8__amx(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
                          uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_TERN, CODES_I8, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_TERN, CODES_I8, token, n_tokens, output, n_outputs);
 }
 
 /* ---- Codes whose bytes are made first, where there is room for them ---- */
@@ -496,9 +496,9 @@ static bool planes_fit(const bitm_gemm *gemm)
         }                                                                                          \
     }
 
-PRODUCT(w1a16, WEIGHTS_BIT1, CODES_I16, true, vnni)
-PRODUCT(w2a16, WEIGHTS_TERN, CODES_I16, true, vnni)
-PRODUCT(w1sign, WEIGHTS_BIT1, CODES_SIGN, true, vpopcnt)
-PRODUCT(w2sign, WEIGHTS_TERN, CODES_SIGN, true, vpopcnt)
-PRODUCT(w1planes, WEIGHTS_BIT1, CODES_PLANES, planes_fit(gemm), vpopcnt)
-PRODUCT(w2planes, WEIGHTS_TERN, CODES_PLANES, planes_fit(gemm), vpopcnt)
+PRODUCT(w1a16, BITM_DTYPE_BIT1, CODES_I16, true, vnni)
+PRODUCT(w2a16, BITM_DTYPE_TERN, CODES_I16, true, vnni)
+PRODUCT(w1sign, BITM_DTYPE_BIT1, CODES_SIGN, true, vpopcnt)
+PRODUCT(w2sign, BITM_DTYPE_TERN, CODES_SIGN, true, vpopcnt)
+PRODUCT(w1planes, BITM_DTYPE_BIT1, CODES_PLANES, planes_fit(gemm), vpopcnt)
+PRODUCT(w2planes, BITM_DTYPE_TERN, CODES_PLANES, planes_fit(gemm), vpopcnt)

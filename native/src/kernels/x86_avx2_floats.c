@@ -138,14 +138,6 @@ INLINE void multiply_tile(const tile *x, const uint32_t n_tokens, stretch place,
 
 /* ---- Weights as floats ---- */
 
-typedef enum weight_kind {
-    WEIGHTS_BIT1,
-    WEIGHTS_TERN,
-    WEIGHTS_I8,
-    WEIGHTS_F16,
-    WEIGHTS_F32
-} weight_kind;
-
 /* 8 bits from bit `shift` on as 0 or `value`. */
 INLINE __m256 bits_to_floats(uint64_t word, uint32_t shift, float value)
 {
@@ -202,23 +194,23 @@ static void expand_f16(const uint16_t *halves, uint32_t n, size_t ahead, float *
 }
 
 /* n weights of a row from input `first` on: in `room`, or where they lie. */
-INLINE const float *weights_of(const bitm_gemm *gemm, weight_kind kind, size_t output,
+INLINE const float *weights_of(const bitm_gemm *gemm, bitm_dtype kind, size_t output,
                                uint32_t first, uint32_t n, float *room)
 {
     size_t place = output * gemm->n_inputs + first, ahead = (size_t)PANEL * gemm->n_inputs;
     switch (kind) {
-    case WEIGHTS_F32:
+    case BITM_DTYPE_F32:
         return (const float *)gemm->weights + place;
-    case WEIGHTS_F16:
+    case BITM_DTYPE_F16:
         expand_f16((const uint16_t *)gemm->weights + place, n, ahead, room);
         break;
-    case WEIGHTS_I8:
+    case BITM_DTYPE_I8:
         expand_i8((const int8_t *)gemm->weights + place, n, ahead, room);
         break;
-    case WEIGHTS_BIT1:
+    case BITM_DTYPE_BIT1:
         expand_bits(gemm, false, output, first, n, room);
         break;
-    case WEIGHTS_TERN:
+    case BITM_DTYPE_TERN:
         expand_bits(gemm, true, output, first, n, room);
         break;
     }
@@ -277,7 +269,7 @@ static void multiply_some(const bitm_gemm *gemm, const float *const weights[PANE
 }
 
 /* At most PANEL outputs, and as many tokens as block_tokens says. */
-INLINE void multiply_panel(const bitm_gemm *gemm, weight_kind kind, uint32_t token,
+INLINE void multiply_panel(const bitm_gemm *gemm, bitm_dtype kind, uint32_t token,
                            uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
 {
     _Alignas(64) float room[PANEL][STRETCH + APART];
@@ -298,24 +290,24 @@ INLINE void multiply_panel(const bitm_gemm *gemm, weight_kind kind, uint32_t tok
 }
 
 /* The element numbered `place` of weights of a kind that has one for each. */
-INLINE const uint8_t *weight_at(const bitm_gemm *gemm, weight_kind kind, size_t place)
+INLINE const uint8_t *weight_at(const bitm_gemm *gemm, bitm_dtype kind, size_t place)
 {
-    size_t n_bytes = kind == WEIGHTS_F32 ? 4 : kind == WEIGHTS_F16 ? 2 : 1;
+    size_t n_bytes = kind == BITM_DTYPE_F32 ? 4 : kind == BITM_DTYPE_F16 ? 2 : 1;
     return (const uint8_t *)gemm->weights + place * n_bytes;
 }
 
-INLINE __m256 load_weights(const bitm_gemm *gemm, weight_kind kind, size_t place)
+INLINE __m256 load_weights(const bitm_gemm *gemm, bitm_dtype kind, size_t place)
 {
     const uint8_t *weights = weight_at(gemm, kind, place);
-    if (kind == WEIGHTS_F32) return _mm256_loadu_ps((const float *)(const void *)weights);
-    if (kind == WEIGHTS_F16) return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)weights));
+    if (kind == BITM_DTYPE_F32) return _mm256_loadu_ps((const float *)(const void *)weights);
+    if (kind == BITM_DTYPE_F16) return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)weights));
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)weights)));
 }
 
 /* One token: its weights are used once, so they are not stored as floats, and memory is what they
  * wait for (a masked LM's head, 47 MB).  One row after the other, for that is one stream for the
  * prefetcher of the CPU, which stops at pages: what follows is asked for as well. */
-INLINE void multiply_token(const bitm_gemm *gemm, weight_kind kind, uint32_t token, uint32_t output)
+INLINE void multiply_token(const bitm_gemm *gemm, bitm_dtype kind, uint32_t token, uint32_t output)
 {
     const float *x = (const float *)gemm->inputs + (size_t)token * gemm->n_inputs;
     size_t n = gemm->n_inputs, row = output * n;
@@ -341,13 +333,13 @@ INLINE uint32_t block_tokens(const bitm_gemm *gemm)
     return gemm->n_inputs > STRETCH ? SUM_TILES * TILE_TOKENS : BLOCK_TOKENS;
 }
 
-INLINE void multiply(const bitm_gemm *gemm, weight_kind kind, uint32_t token, uint32_t n_tokens,
+INLINE void multiply(const bitm_gemm *gemm, bitm_dtype kind, uint32_t token, uint32_t n_tokens,
                      uint32_t output, uint32_t n_outputs)
 {
     const uint32_t block = block_tokens(gemm);
     for (uint32_t t = 0; t < n_tokens; t += block) {
         uint32_t n = smaller(block, n_tokens - t), o = 0;
-        if (n == 1 && kind != WEIGHTS_BIT1 && kind != WEIGHTS_TERN)
+        if (n == 1 && kind != BITM_DTYPE_BIT1 && kind != BITM_DTYPE_TERN)
             for (; o < n_outputs; o++)
                 multiply_token(gemm, kind, token + t, output + o);
         for (; o < n_outputs; o += PANEL)
@@ -359,29 +351,29 @@ INLINE void multiply(const bitm_gemm *gemm, weight_kind kind, uint32_t token, ui
 void bitm_gemm_w1f32__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                            uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_BIT1, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_BIT1, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w2f32__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                            uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_TERN, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_TERN, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_i8__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
                         uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_I8, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_I8, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_f16__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
                          uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_F16, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_F16, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_f32__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
                          uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_F32, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_F32, token, n_tokens, output, n_outputs);
 }

@@ -1,8 +1,8 @@
-/* AVX2 quantization: from floats to codes, from codes to planes of bits; dots of planes.
+/* AVX2 quantization: from floats to codes, or to planes of their bits; dots of planes.
  *
  *   vmaxps, vminps  selections as the scalar kernels write them: max(a, b) is a > b ? a : b
  *   vdivps          the model's own quantizers divide
- *   vpmovmskb       one bit of 32 bytes: a plane
+ *   vmovmskps       one bit of 8 codes; of signs and of two codes a comparison gives it
  */
 #include "x86_avx2.h"
 
@@ -167,11 +167,21 @@ INLINE __m256i quantized(const bitm_quantization *q, const told_by kind, const f
     return _mm256_cvttps_epi32(to_integer(_mm256_min_ps(code, all(q->hi))));
 }
 
-INLINE int32_t quantize_row(const bitm_quantization *quantization, const told_by kind,
-                            const bool has_shift, const float *x, uint32_t n, int16_t *codes)
+/* A copy, which no store of codes can change. */
+INLINE bitm_quantization copy_of(const bitm_quantization *quantization, const bool is_moved)
 {
-    bitm_quantization q = *quantization; /* a copy that no store of codes can change */
-    if (!has_shift) q.shift = NULL;
+    bitm_quantization q = *quantization;
+    if (!is_moved) {
+        q.shift = NULL;
+        q.clips = false;
+    }
+    return q;
+}
+
+INLINE int32_t quantize_row(const bitm_quantization *quantization, const told_by kind,
+                            const bool is_moved, const float *x, uint32_t n, int16_t *codes)
+{
+    const bitm_quantization q = copy_of(quantization, is_moved);
     __m256i sum = _mm256_setzero_si256();
     uint32_t i = 0;
     for (; i + 16 <= n; i += 16) {
@@ -193,8 +203,8 @@ INLINE int32_t quantize_row(const bitm_quantization *quantization, const told_by
 INLINE int32_t quantize_by(const bitm_quantization *q, const told_by kind, const float *x,
                            uint32_t n, int16_t *codes)
 {
-    return q->shift != NULL ? quantize_row(q, kind, true, x, n, codes)
-                            : quantize_row(q, kind, false, x, n, codes);
+    return q->shift != NULL || q->clips ? quantize_row(q, kind, true, x, n, codes)
+                                        : quantize_row(q, kind, false, x, n, codes);
 }
 
 int32_t bitm_quantize__avx2(const bitm_quantization *q, const float *x, uint32_t n, int16_t *codes)
@@ -270,11 +280,7 @@ INLINE int32_t quantize_words(const bitm_quantization *quantization, const told_
                               const bool is_moved, const float *x, uint32_t n, uint32_t n_planes,
                               uint64_t *planes)
 {
-    bitm_quantization q = *quantization; /* a copy that no store of planes can change */
-    if (!is_moved) {
-        q.shift = NULL;
-        q.clips = false;
-    }
+    const bitm_quantization q = copy_of(quantization, is_moved);
     const size_t n_words = ((size_t)n + 63) / 64;
     int32_t sum = 0;
     uint32_t i = 0;

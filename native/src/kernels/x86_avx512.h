@@ -224,13 +224,6 @@ INLINE __mmask16 outputs_between(uint32_t output, uint32_t begin, uint32_t end)
 
 /* ---- Operands of products ---- */
 
-typedef enum weight_kind {
-    WEIGHTS_BIT1,
-    WEIGHTS_TERN,
-    WEIGHTS_I8,
-    WEIGHTS_F16,
-    WEIGHTS_F32
-} weight_kind;
 typedef enum code_kind { CODES_I8, CODES_I16, CODES_SIGN, CODES_PLANES } code_kind;
 
 /* Asks the second cache for weights that come later: the processor's own prefetcher stops at ends

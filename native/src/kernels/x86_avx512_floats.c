@@ -97,52 +97,52 @@ INLINE __m512 load_bits(const bitm_gemm *gemm, bool ternary, size_t output, uint
 }
 
 /* Weights from `input` on of which the first n exist: at least 1. */
-INLINE __m512 load_weights(const bitm_gemm *gemm, weight_kind kind, size_t output, uint32_t input,
+INLINE __m512 load_weights(const bitm_gemm *gemm, bitm_dtype kind, size_t output, uint32_t input,
                            uint32_t n)
 {
     size_t place = output * gemm->n_inputs + input;
     __mmask16 exist = first_lanes(n);
     switch (kind) {
-    case WEIGHTS_F32: {
+    case BITM_DTYPE_F32: {
         const float *weights = (const float *)gemm->weights + place;
         return n >= 16 ? _mm512_loadu_ps(weights) : _mm512_maskz_loadu_ps(exist, weights);
     }
-    case WEIGHTS_F16: {
+    case BITM_DTYPE_F16: {
         const uint16_t *weights = (const uint16_t *)gemm->weights + place;
         return _mm512_cvtph_ps(n >= 16 ? _mm256_loadu_si256((const __m256i *)weights)
                                        : _mm256_maskz_loadu_epi16(exist, weights));
     }
-    case WEIGHTS_I8: {
+    case BITM_DTYPE_I8: {
         const int8_t *weights = (const int8_t *)gemm->weights + place;
         __m128i codes = n >= 16 ? _mm_loadu_si128((const __m128i *)weights)
                                 : _mm_maskz_loadu_epi8(exist, weights);
         return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
     }
-    case WEIGHTS_BIT1:
+    case BITM_DTYPE_BIT1:
         return load_bits(gemm, false, output, input);
-    case WEIGHTS_TERN:
+    case BITM_DTYPE_TERN:
         break;
     }
     return load_bits(gemm, true, output, input);
 }
 
 /* Whether weights of a kind have an element each, rather than bits. */
-INLINE bool has_elements(weight_kind kind)
+INLINE bool has_elements(bitm_dtype kind)
 {
-    return kind != WEIGHTS_BIT1 && kind != WEIGHTS_TERN;
+    return kind != BITM_DTYPE_BIT1 && kind != BITM_DTYPE_TERN;
 }
 
 /* The element numbered `place` of weights of a kind that has one for each. */
-INLINE const uint8_t *weight_at(const bitm_gemm *gemm, weight_kind kind, size_t place)
+INLINE const uint8_t *weight_at(const bitm_gemm *gemm, bitm_dtype kind, size_t place)
 {
-    size_t n_bytes = kind == WEIGHTS_F32 ? 4 : kind == WEIGHTS_F16 ? 2 : 1;
+    size_t n_bytes = kind == BITM_DTYPE_F32 ? 4 : kind == BITM_DTYPE_F16 ? 2 : 1;
     return (const uint8_t *)gemm->weights + place * n_bytes;
 }
 
 /* ---- Products ---- */
 
 /* Four outputs, at most BLOCK_TOKENS tokens: dots [token][OUTPUTS], from the first of them on. */
-INLINE void multiply_four(const bitm_gemm *gemm, weight_kind kind, size_t token, uint32_t n_tokens,
+INLINE void multiply_four(const bitm_gemm *gemm, bitm_dtype kind, size_t token, uint32_t n_tokens,
                           size_t output, uint32_t n_outputs, float (*dots)[OUTPUTS])
 {
     _Alignas(64) float room[ROWS][STRETCH];
@@ -154,7 +154,7 @@ INLINE void multiply_four(const bitm_gemm *gemm, weight_kind kind, size_t token,
             sums[t / ROWS][k] = _mm512_setzero_ps();
     for (uint32_t first = 0; first < n_inputs; first += STRETCH) {
         uint32_t n = smaller(STRETCH, gemm->n_inputs - first);
-        if (kind == WEIGHTS_F32) {
+        if (kind == BITM_DTYPE_F32) {
             find_rows((const float *)gemm->weights + output * n_inputs + first, n_inputs, n_outputs,
                       weights);
         } else {
@@ -184,7 +184,7 @@ INLINE void multiply_four(const bitm_gemm *gemm, weight_kind kind, size_t token,
 
 /* One token, 16 outputs: weights are used once, so they are not stored as floats, and memory is
  * what they wait for (a masked LM's head, 47 MB). */
-INLINE void multiply_token(const bitm_gemm *gemm, weight_kind kind, size_t token, uint32_t output,
+INLINE void multiply_token(const bitm_gemm *gemm, bitm_dtype kind, size_t token, uint32_t output,
                            uint32_t n_outputs, float *dots)
 {
     const float *x = (const float *)gemm->inputs + token * gemm->n_inputs;
@@ -217,7 +217,7 @@ INLINE void multiply_token(const bitm_gemm *gemm, weight_kind kind, size_t token
 }
 
 /* At most BLOCK_TOKENS tokens. */
-INLINE void multiply_block(const bitm_gemm *gemm, weight_kind kind, uint32_t token,
+INLINE void multiply_block(const bitm_gemm *gemm, bitm_dtype kind, uint32_t token,
                            uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
 {
     _Alignas(64) float dots[BLOCK_TOKENS][OUTPUTS];
@@ -236,7 +236,7 @@ INLINE void multiply_block(const bitm_gemm *gemm, weight_kind kind, uint32_t tok
     }
 }
 
-INLINE void multiply(const bitm_gemm *gemm, weight_kind kind, uint32_t token, uint32_t n_tokens,
+INLINE void multiply(const bitm_gemm *gemm, bitm_dtype kind, uint32_t token, uint32_t n_tokens,
                      uint32_t output, uint32_t n_outputs)
 {
     for (uint32_t t = 0; t < n_tokens; t += BLOCK_TOKENS)
@@ -247,29 +247,29 @@ INLINE void multiply(const bitm_gemm *gemm, weight_kind kind, uint32_t token, ui
 void bitm_gemm_w1f32__avx512(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                              uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_BIT1, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_BIT1, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w2f32__avx512(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                              uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_TERN, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_TERN, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_i8__avx512(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
                           uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_I8, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_I8, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_f16__avx512(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                            uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_F16, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_F16, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_f32__avx512(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                            uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_F32, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_F32, token, n_tokens, output, n_outputs);
 }

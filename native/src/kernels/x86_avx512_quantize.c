@@ -1,9 +1,9 @@
-/* AVX-512 quantization: from floats to codes, and from codes to planes of bits.
+/* AVX-512 quantization: from floats to codes, or to planes of their bits.
  *
  *   vcvtps2dq   rounds to nearest even, as adding and subtracting BITM_ROUND_MAGIC does
  *   vmaxps      selections as the scalar kernels write them: max(a, b) is a > b ? a : b
  *   vdivps      the model's own quantizers divide
- *   vptestmw    one bit of 32 words: half a word of a plane
+ *   vptestmd    one bit of 16 codes; of signs and of two codes a comparison gives it
  */
 #include "x86_avx512.h"
 

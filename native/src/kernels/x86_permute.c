@@ -309,7 +309,7 @@ INLINE void add_plane(work *w, code_kind kind, uint32_t plane, const int16_t fac
 /* ---- The product ---- */
 
 /* The block's outputs, so far as they lie in [output, end). */
-INLINE void store_block(const work *w, weight_kind weights, code_kind kind, uint32_t output,
+INLINE void store_block(const work *w, bitm_dtype weights, code_kind kind, uint32_t output,
                         uint32_t end, const bool plain, const uint32_t activation)
 {
     /* Stores of outputs do not change it, which the compiler knows of a copy alone. */
@@ -327,14 +327,14 @@ INLINE void store_block(const work *w, weight_kind weights, code_kind kind, uint
                 __m512i high = _mm512_load_si512(dots[row + 1] + i % WIDTH);
                 dot = _mm512_add_epi32(dot, _mm512_slli_epi32(high, 8));
             }
-            if (weights == WEIGHTS_BIT1)
+            if (weights == BITM_DTYPE_BIT1)
                 dot = _mm512_sub_epi32(dot, _mm512_set1_epi32(w->code_sum[t]));
             finish_outputs(&gemm, &e, w->token + t, _mm512_cvtepi32_ps(dot), plain, activation);
         }
     }
 }
 
-INLINE void multiply(const bitm_gemm *gemm, weight_kind weights, code_kind kind, uint32_t token,
+INLINE void multiply(const bitm_gemm *gemm, bitm_dtype weights, code_kind kind, uint32_t token,
                      uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
 {
     const uint32_t tile = kind == CODES_I16 ? ROWS / 2 : ROWS, n_inputs = gemm->n_inputs;
@@ -354,8 +354,8 @@ INLINE void multiply(const bitm_gemm *gemm, weight_kind weights, code_kind kind,
                 uint32_t n = smaller(ROUND_INPUTS, n_inputs - first);
                 uint32_t pair = first / PAIR, n_pairs = (n + PAIR - 1) / PAIR;
                 prepare_round(w, kind, first, n);
-                add_plane(w, kind, weights == WEIGHTS_TERN, 2, pair, n_pairs, first == 0);
-                if (weights == WEIGHTS_TERN) add_plane(w, kind, 0, -1, pair, n_pairs, false);
+                add_plane(w, kind, weights == BITM_DTYPE_TERN, 2, pair, n_pairs, first == 0);
+                if (weights == BITM_DTYPE_TERN) add_plane(w, kind, 0, -1, pair, n_pairs, false);
             }
             if (is_plain(gemm) && gemm->activation == BITM_ACTIVATION_NONE)
                 store_block(w, weights, kind, o, end, true, BITM_ACTIVATION_NONE);
@@ -370,23 +370,23 @@ INLINE void multiply(const bitm_gemm *gemm, weight_kind weights, code_kind kind,
 void bitm_gemm_w1a8__permute(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                              uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_BIT1, CODES_I8, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_BIT1, CODES_I8, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w1a16__permute(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                               uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_BIT1, CODES_I16, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_BIT1, CODES_I16, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w2a8__permute(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                              uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_TERN, CODES_I8, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_TERN, CODES_I8, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w2a16__permute(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                               uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_TERN, CODES_I16, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_TERN, CODES_I16, token, n_tokens, output, n_outputs);
 }

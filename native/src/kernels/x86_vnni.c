@@ -58,10 +58,10 @@ typedef struct work {
 } work;
 
 /* The weights of a mask, plus 1; tern: of the masks of nonzero and positive. */
-INLINE __m512i expand(weight_kind kind, uint64_t nonzero, uint64_t positive)
+INLINE __m512i expand(bitm_dtype kind, uint64_t nonzero, uint64_t positive)
 {
     const __m512i one_u8x64 = _mm512_set1_epi8(1), two_u8x64 = _mm512_set1_epi8(2);
-    if (kind == WEIGHTS_BIT1) return _mm512_maskz_mov_epi8((__mmask64)positive, two_u8x64);
+    if (kind == BITM_DTYPE_BIT1) return _mm512_maskz_mov_epi8((__mmask64)positive, two_u8x64);
     __m512i weights = _mm512_mask_sub_epi8(one_u8x64, (__mmask64)nonzero, one_u8x64, one_u8x64);
     return _mm512_mask_add_epi8(weights, (__mmask64)positive, weights, two_u8x64);
 }
@@ -99,7 +99,7 @@ INLINE int32_t four_codes(const uint8_t *codes)
 
 /* Adds n_steps steps of a panel, whose masks are at hand, to sums of n_rows rows: low of outputs 0
  * to 15, high of the others. */
-INLINE void add_steps(const work *w, weight_kind weights, code_kind codes, const uint64_t *nonzero,
+INLINE void add_steps(const work *w, bitm_dtype weights, code_kind codes, const uint64_t *nonzero,
                       const uint64_t *positive, uint32_t first_step, uint32_t n_steps,
                       const uint32_t n_rows, int32_t sums[ROWS][PANEL])
 {
@@ -122,7 +122,7 @@ INLINE void add_steps(const work *w, weight_kind weights, code_kind codes, const
 #undef EACH_ROW
 
 /* The same for any number of rows; those added to an odd one are zeros. */
-INLINE void add_rows(work *w, weight_kind weights, code_kind codes, const uint64_t *nonzero,
+INLINE void add_rows(work *w, bitm_dtype weights, code_kind codes, const uint64_t *nonzero,
                      const uint64_t *positive, uint32_t first_step, uint32_t n_steps,
                      int32_t sums[ROWS][PANEL])
 {
@@ -144,11 +144,11 @@ INLINE void add_rows(work *w, weight_kind weights, code_kind codes, const uint64
 }
 
 /* Inputs from `first` on of the panel that starts with output `output`. */
-INLINE void add_panel(work *w, weight_kind weights, code_kind codes, uint32_t output,
-                      uint32_t first, uint32_t n_steps, int32_t sums[ROWS][PANEL])
+INLINE void add_panel(work *w, bitm_dtype weights, code_kind codes, uint32_t output, uint32_t first,
+                      uint32_t n_steps, int32_t sums[ROWS][PANEL])
 {
     const bitm_gemm *gemm = w->gemm;
-    const uint32_t positive_plane = weights == WEIGHTS_TERN;
+    const uint32_t positive_plane = weights == BITM_DTYPE_TERN;
     size_t step = first / STEP;
     if (gemm->packed != NULL) {
         const uint64_t *masks = (const uint64_t *)gemm->packed + step * STEP_MASKS;
@@ -207,7 +207,7 @@ INLINE void store_panel(const work *w, code_kind kind, uint32_t token, uint32_t 
 }
 
 /* Tokens of a tile and outputs [output, end) of a group of panels. */
-INLINE void multiply_group(work *w, weight_kind weights, code_kind codes, uint32_t token,
+INLINE void multiply_group(work *w, bitm_dtype weights, code_kind codes, uint32_t token,
                            uint32_t output, uint32_t end)
 {
     uint32_t first_panel = output / PANEL * PANEL, n_inputs = w->gemm->n_inputs;
@@ -223,7 +223,7 @@ INLINE void multiply_group(work *w, weight_kind weights, code_kind codes, uint32
         store_panel(w, codes, token, o, output, end, w->sums[g]);
 }
 
-INLINE void multiply(const bitm_gemm *gemm, weight_kind weights, code_kind codes, uint32_t token,
+INLINE void multiply(const bitm_gemm *gemm, bitm_dtype weights, code_kind codes, uint32_t token,
                      uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
 {
     const uint32_t rows_of_token = codes == CODES_I16 ? 2 : 1;
@@ -244,23 +244,23 @@ INLINE void multiply(const bitm_gemm *gemm, weight_kind weights, code_kind codes
 void bitm_gemm_w1a8__vnni(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
                           uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_BIT1, CODES_I8, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_BIT1, CODES_I8, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w2a8__vnni(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, uint32_t output,
                           uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_TERN, CODES_I8, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_TERN, CODES_I8, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w1a16__vnni(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                            uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_BIT1, CODES_I16, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_BIT1, CODES_I16, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w2a16__vnni(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                            uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, WEIGHTS_TERN, CODES_I16, token, n_tokens, output, n_outputs);
+    multiply(gemm, BITM_DTYPE_TERN, CODES_I16, token, n_tokens, output, n_outputs);
 }
