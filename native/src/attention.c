@@ -1,30 +1,48 @@
 #include "attention.h"
 
-static bool is_plain(const bitm_network *network, const bitm_layer *layer)
+static bitm_attention_form form_of(const bitm_backend *backend, const bitm_layer *layer)
 {
-    return layer->quantize_query == NULL && layer->quantize_key == NULL &&
-           layer->quantize_value == NULL && layer->quantize_probabilities == NULL &&
-           network->config->score_rank == 0 && network->config->value_term == 0;
+    return bitm_attention_form_of(backend->network, layer, backend->activations);
 }
 
-uint64_t bitm_attention_ops(const bitm_network *network, const bitm_layer *layer)
+uint64_t bitm_attention_ops(const bitm_network *network, const bitm_layer *layer,
+                            bitm_activations activations)
 {
-    if (is_plain(network, layer)) return UINT64_C(1) << BITM_OP_attention;
-    return bitm_general_attention_ops(network, layer);
+    switch (bitm_attention_form_of(network, layer, activations)) {
+    case BITM_ATTENTION_FLOAT:
+        return UINT64_C(1) << BITM_OP_attention;
+    case BITM_ATTENTION_I8:
+        return UINT64_C(1) << BITM_OP_attention_i8;
+    default:
+        return bitm_general_attention_ops(network, layer);
+    }
+}
+
+static size_t larger_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
 }
 
 void bitm_attention_layout(bitm_backend *backend, bitm_arena *arena)
 {
     const bitm_network *network = backend->network;
+    const uint32_t head_size = network->config->head_size;
     bitm_attention_buffers *buffers = &backend->attention;
-    uint64_t n_threads = backend->pool.n_threads;
-    uint32_t n_plain = 0;
-    for (uint32_t n = 0; n < network->config->n_layers; n++)
-        n_plain += is_plain(network, &network->layers[n]);
-    buffers->n_scores =
-        n_plain > 0 ? bitm_attention_room(backend->max_length, network->config->head_size) : 0;
-    buffers->scores = bitm_arena_take(arena, n_threads * buffers->n_scores, sizeof(float));
-    if (n_plain < network->config->n_layers) bitm_general_attention_layout(backend, arena);
+    bool is_general = false;
+    buffers->n_scores = 0;
+    for (uint32_t n = 0; n < network->config->n_layers; n++) {
+        bitm_attention_form form = form_of(backend, &network->layers[n]);
+        is_general |= form == BITM_ATTENTION_GENERAL;
+        if (form == BITM_ATTENTION_FLOAT)
+            buffers->n_scores =
+                larger_size(buffers->n_scores, bitm_attention_room(backend->max_length, head_size));
+        if (form == BITM_ATTENTION_I8)
+            buffers->n_scores = larger_size(buffers->n_scores,
+                                            bitm_attention_i8_room(backend->max_length, head_size));
+    }
+    buffers->scores =
+        bitm_arena_take(arena, backend->pool.n_threads * buffers->n_scores, sizeof(float));
+    if (is_general) bitm_general_attention_layout(backend, arena);
 }
 
 /* The work of a layer. */
@@ -33,9 +51,10 @@ typedef struct work {
     const bitm_spans *spans, *queries;
     const float *query, *key, *value; /* [n_queries or n_tokens, A] */
     float *context;                   /* [n_queries, A] */
+    bitm_attention_fn *kernel;
 } work;
 
-/* Softmax attention of floats: one head of one sequence. */
+/* Softmax attention: one head of one sequence. */
 static void plain_task(void *argument, uint32_t task, uint32_t worker)
 {
     const work *w = argument;
@@ -59,7 +78,7 @@ static void plain_task(void *argument, uint32_t task, uint32_t worker)
         .score_scale = network->config->score_scale,
         .scores = buffers->scores + worker * buffers->n_scores,
     };
-    w->backend->kernels->attention(&attention, 0, n_queries);
+    w->kernel(&attention, 0, n_queries);
 }
 
 static bool is_of_sequences(const bitm_linear *linear)
@@ -73,18 +92,29 @@ static bool is_of_sequences(const bitm_linear *linear)
 
 bool bitm_backend_can_choose(const bitm_network *network, const bitm_layer *layer)
 {
-    return is_plain(network, layer) && !is_of_sequences(&layer->query) &&
-           !is_of_sequences(&layer->attention_output) && !is_of_sequences(&layer->intermediate) &&
-           !is_of_sequences(&layer->output);
+    return bitm_attention_form_of(network, layer, BITM_ACTIVATIONS_FLOAT32) !=
+               BITM_ATTENTION_GENERAL &&
+           !is_of_sequences(&layer->query) && !is_of_sequences(&layer->attention_output) &&
+           !is_of_sequences(&layer->intermediate) && !is_of_sequences(&layer->output);
 }
 
 void bitm_backend_attention(bitm_backend *backend, const bitm_layer *layer, const bitm_spans *spans,
                             const bitm_spans *queries, const float *x, float *query, float *key,
                             float *value, float *context)
 {
-    work w = {backend, spans, queries, query, key, value, context};
-    if (is_plain(backend->network, layer))
-        bitm_pool_run(&backend->pool, spans->n * backend->network->config->n_heads, plain_task, &w);
-    else
+    const bitm_attention_form form = form_of(backend, layer);
+    if (form == BITM_ATTENTION_GENERAL) {
         bitm_general_attention(backend, layer, spans, x, query, key, value, context);
+        return;
+    }
+    const bitm_kernel_table *kernels = backend->kernels;
+    work w = {.backend = backend,
+              .spans = spans,
+              .queries = queries,
+              .query = query,
+              .key = key,
+              .value = value,
+              .context = context,
+              .kernel = form == BITM_ATTENTION_I8 ? kernels->attention_i8 : kernels->attention};
+    bitm_pool_run(&backend->pool, spans->n * backend->network->config->n_heads, plain_task, &w);
 }

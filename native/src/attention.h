@@ -1,15 +1,17 @@
-/* Attention: softmax attention of floats in one kernel (attention.c), and the general form with
+/* Attention: softmax attention of floats or bytes in one kernel (attention.c), and the general form with
  * quantizers and further terms (attention_general.c). */
 #ifndef BITM_ATTENTION_H
 #define BITM_ATTENTION_H
 
 #include "backend.h"
+#include "quantizer.h"
 
 /* Takes attention's buffers from the arena (measuring, or placing). */
 void bitm_attention_layout(bitm_backend *backend, bitm_arena *arena);
 
 /* The ops of a layer's attention: bit i for bitm_op i. */
-uint64_t bitm_attention_ops(const bitm_network *network, const bitm_layer *layer);
+uint64_t bitm_attention_ops(const bitm_network *network, const bitm_layer *layer,
+                            bitm_activations activations);
 
 /* The same of the general form; of its buffers, what it needs besides. */
 void bitm_general_attention_layout(bitm_backend *backend, bitm_arena *arena);

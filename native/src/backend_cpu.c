@@ -256,7 +256,7 @@ uint64_t bitm_backend_ops(const bitm_network *network, bitm_activations activati
         for (uint32_t k = 0; k < linear->n_branches; k++)
             ops |= branch_ops(&linear->branches[k], activations);
     for (uint32_t n = 0; n < config->n_layers; n++)
-        ops |= bitm_attention_ops(network, &network->layers[n]);
+        ops |= bitm_attention_ops(network, &network->layers[n], activations);
     if (config->head == BITM_HEAD_MASKED_LM || config->head == BITM_HEAD_MASKED_LM_NEXT_SENTENCE)
         ops |= OP(exp_sum);
     return ops;

@@ -139,3 +139,26 @@ bitm_input_form bitm_inputs_form(bitm_activations activations, const bitm_branch
     if (bitm_quantizer_planes(quantizer, &weights) <= MAX_FEW_PLANES) return BITM_INPUT_PLANES;
     return quantizer->lo >= -128 && quantizer->hi <= 127 ? BITM_INPUT_I8 : BITM_INPUT_I16;
 }
+
+/* Whether the runtime's codes of 8 bits are all that a linear takes. */
+static bool takes_bytes(const bitm_linear *linear, bitm_activations activations)
+{
+    for (uint32_t k = 0; k < linear->n_branches; k++)
+        if (linear->branches[k].quantizer != NULL ||
+            bitm_inputs_form(activations, &linear->branches[k]) != BITM_INPUT_I8)
+            return false;
+    return true;
+}
+
+bitm_attention_form bitm_attention_form_of(const bitm_network *network, const bitm_layer *layer,
+                                           bitm_activations activations)
+{
+    if (layer->quantize_query != NULL || layer->quantize_key != NULL ||
+        layer->quantize_value != NULL || layer->quantize_probabilities != NULL ||
+        network->config->score_rank > 0 || network->config->value_term != 0)
+        return BITM_ATTENTION_GENERAL;
+    return takes_bytes(&layer->query, activations) && takes_bytes(&layer->key, activations) &&
+                   takes_bytes(&layer->value, activations)
+               ? BITM_ATTENTION_I8
+               : BITM_ATTENTION_FLOAT;
+}

@@ -8,6 +8,16 @@
 /* The form that the inputs of a branch take. */
 bitm_input_form bitm_inputs_form(bitm_activations activations, const bitm_branch *branch);
 
+/* What a layer's attention multiplies. */
+typedef enum bitm_attention_form {
+    BITM_ATTENTION_FLOAT,  /* softmax attention of floats */
+    BITM_ATTENTION_I8,     /* the same of codes of 8 bits: where query, key and value take them */
+    BITM_ATTENTION_GENERAL /* quantizers of the file, further terms, or no softmax */
+} bitm_attention_form;
+
+bitm_attention_form bitm_attention_form_of(const bitm_network *network, const bitm_layer *layer,
+                                           bitm_activations activations);
+
 /* Planes of a quantizer's codes, and the weight of each: code = sum of weights[p] * bit p. */
 uint32_t bitm_quantizer_planes(const bitm_file_quantizer *quantizer, const int32_t **weights);
 

@@ -45,7 +45,8 @@ def fit(
 
 def show(name: str, coefficients: np.ndarray) -> None:
     for power, value in enumerate(coefficients):
-        print(f"#define {name}_{power} {np.float32(value):.9g}F")
+        digits = f"{np.float32(value):.9g}"
+        print(f"#define {name}_{power} {digits if '.' in digits else digits + '.0'}F")
 
 
 def main() -> None:
@@ -81,6 +82,15 @@ def main() -> None:
         lambda r: abs(r) * 2.0**-r,
     )
     show("BITM_HALF_EXP2", np.concatenate([[0.5], exp2]))
+    # 255 * 2^r = 255 + r P(r)
+    probability = fit(
+        lambda r: 255 * (mp.mpf(2) ** r - 1) / r if r else 255 * mp.log(2),
+        -0.5,
+        0.5,
+        2,
+        lambda r: abs(r) * 2.0**-r,
+    )
+    show("BITM_PROBABILITY", np.concatenate([[255], probability]))
     # tanh(x) = x + x^3 P(x^2) for |x| < 0.625
     show(
         "BITM_TANH",

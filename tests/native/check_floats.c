@@ -1,4 +1,5 @@
 /* Norms, activation functions, softmax and attention, against the same in double. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -287,24 +288,44 @@ static bitm_attention new_attention(trial *t, uint32_t n_tokens, uint32_t head_s
                             .score_scale = 1.0F / sqrtf((float)head_size)};
 }
 
-/* Softmax attention of token i in double.  An error d of the scores changes a weight by exp(d). */
-static void expect_context(trial *t, const bitm_attention *a, size_t i, const float *context)
+/* The greatest size of a token's components, or of a component over tokens, and so how far codes of
+ * 8 bits may be from values: half a step, and rounding.  Of values too small for a step codes are
+ * 0. */
+static double code_error(const float *x, size_t n, size_t stride)
+{
+    double greatest = 0;
+    for (size_t k = 0; k < n; k++)
+        greatest = fmax(greatest, fabs(x[k * stride]));
+    return 127 / greatest > FLT_MAX ? greatest : greatest * (1 + 100 * ROUNDING) / 254;
+}
+
+/* Softmax attention of token i in double.  An error d of the scores changes a weight by exp(d);
+ * codes of 8 bits change scores, weights (by half of 1 / 255 of the greatest) and values. */
+static void expect_context(trial *t, const bitm_attention *a, bool of_codes, size_t i,
+                           const float *context)
 {
     double scores[257], greatest = -INFINITY, error = 0, sum = 0;
+    const float *query = a->query + i * a->stride;
+    const double query_error = of_codes ? code_error(query, a->head_size, 1) : 0;
     for (size_t j = 0; j < a->n_tokens; j++) {
-        double dot = 0, size = 0;
+        const float *key = a->key + j * a->stride;
+        const double key_error = of_codes ? code_error(key, a->head_size, 1) : 0;
+        double dot = 0, size = 0, moved = a->head_size * query_error * key_error;
         for (uint32_t d = 0; d < a->head_size; d++) {
-            double term = (double)a->query[i * a->stride + d] * a->key[j * a->stride + d];
+            double term = (double)query[d] * key[d];
             dot += term;
             size += fabs(term);
+            moved += fabs(query[d]) * key_error + fabs(key[d]) * query_error;
         }
         scores[j] = dot * a->score_scale;
         greatest = fmax(greatest, scores[j]);
-        error = fmax(error, (sum_error(a->head_size) + 4 * ROUNDING) * size * a->score_scale);
+        error =
+            fmax(error, ((sum_error(a->head_size) + 4 * ROUNDING) * size + moved) * a->score_scale);
     }
     for (size_t j = 0; j < a->n_tokens; j++)
         sum += scores[j] = exp(scores[j] - greatest);
     double spread = expm1(fmin(4 * error, 1)) + (a->n_tokens + 250) * ROUNDING;
+    if (of_codes) spread += 2 * (0.53 / 255) * a->n_tokens / sum;
     for (uint32_t d = 0; d < a->head_size; d++) {
         double exact = 0, largest = 0;
         for (size_t j = 0; j < a->n_tokens; j++) {
@@ -312,15 +333,22 @@ static void expect_context(trial *t, const bitm_attention *a, size_t i, const fl
             exact += scores[j] / sum * value;
             largest = fmax(largest, fabs(value));
         }
+        const double value_error = of_codes ? code_error(a->value + d, a->n_tokens, a->stride) : 0;
         /* Scores too uncertain to order (huge inputs): an average of the values all the same. */
         if (error > 0.25)
             expect(t, fabs(context[d]) <= 1.001 * largest, "component %u: %g", d, context[d]);
         else
-            expect_near(t, d, context[d], exact, spread * largest + 2 * SMALLEST);
+            expect_near(t, d, context[d], exact, spread * largest + value_error + 2 * SMALLEST);
     }
 }
 
-void check_attention(trial *t, any_fn *kernel, any_fn *scalar)
+static size_t attention_room(bool of_codes, uint32_t n_tokens, uint32_t head_size)
+{
+    return of_codes ? bitm_attention_i8_room(n_tokens, head_size)
+                    : bitm_attention_room(n_tokens, head_size);
+}
+
+static void check_form(trial *t, bool of_codes, any_fn *kernel, any_fn *scalar)
 {
     static const uint32_t head_sizes[] = {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128};
     for (size_t i = 0; i < sizeof head_sizes / sizeof head_sizes[0]; i++) {
@@ -337,7 +365,7 @@ void check_attention(trial *t, any_fn *kernel, any_fn *scalar)
         float *before = new_randoms(t, n_context);
         float *found = new_copy(t, before, n_context * sizeof *found);
         float *expected = new_copy(t, before, n_context * sizeof *expected);
-        a.scores = new_randoms(t, bitm_attention_room(n_tokens, a.head_size));
+        a.scores = new_randoms(t, attention_room(of_codes, n_tokens, a.head_size));
         a.context = expected;
         ((bitm_attention_fn *)scalar)(&a, first, n);
         a.context = found;
@@ -346,13 +374,23 @@ void check_attention(trial *t, any_fn *kernel, any_fn *scalar)
         for (size_t k = 0; k < n_context; k++) {
             size_t row = k / a.context_stride, column = k % a.context_stride;
             bool inside = row >= first && row < first + n && column < a.head_size;
-            if (inside && column == 0) expect_context(t, &a, row, expected + k);
+            if (inside && column == 0) expect_context(t, &a, of_codes, row, expected + k);
             if (!inside)
                 expect(t, memcmp(&expected[k], &before[k], sizeof before[k]) == 0,
                        "element %zu outside of the block has changed", k);
         }
         guard_release(&t->arrays);
     }
+}
+
+void check_attention(trial *t, any_fn *kernel, any_fn *scalar)
+{
+    check_form(t, false, kernel, scalar);
+}
+
+void check_attention_i8(trial *t, any_fn *kernel, any_fn *scalar)
+{
+    check_form(t, true, kernel, scalar);
 }
 
 typedef struct attention_call {
@@ -367,7 +405,7 @@ static void call_attention(void *context)
 }
 
 /* One head of BERT-base on a text of 128 tokens. */
-speed measure_attention(trial *t, any_fn *kernel)
+static speed measure_form(trial *t, bool of_codes, any_fn *kernel)
 {
     enum { N_TOKENS = 128, HEAD_SIZE = 64, N_HEADS = 12 };
     attention_call call = {.attention =
@@ -375,9 +413,19 @@ speed measure_attention(trial *t, any_fn *kernel)
                            .kernel = (bitm_attention_fn *)kernel};
     call.attention.context =
         new_floats(t, room(N_TOKENS, call.attention.context_stride, HEAD_SIZE));
-    call.attention.scores = new_floats(t, bitm_attention_room(N_TOKENS, HEAD_SIZE));
+    call.attention.scores = new_floats(t, attention_room(of_codes, N_TOKENS, HEAD_SIZE));
     speed found = {(double)(2 * N_TOKENS * N_TOKENS * HEAD_SIZE), "MAC",
                    time_calls(call_attention, &call)};
     guard_release(&t->arrays);
     return found;
+}
+
+speed measure_attention(trial *t, any_fn *kernel)
+{
+    return measure_form(t, false, kernel);
+}
+
+speed measure_attention_i8(trial *t, any_fn *kernel)
+{
+    return measure_form(t, true, kernel);
 }

@@ -37,9 +37,10 @@ enum { BITM_LANES = 16 };
 #define BITM_LOG2_E 1.44269504F
 #define BITM_LN2_HIGH 0.693359375F /* 10 bits, so that n * BITM_LN2_HIGH is exact */
 #define BITM_LN2_LOW -2.12194440e-4F
-#define BITM_EXP_LOWEST -87.0F /* below, exp is 0 */
-#define BITM_EXP_HIGHEST 88.0F /* above, exp is exp(88) */
-#define BITM_GELU_END 5.5425F  /* from here on, erf(-x / sqrt(2)) rounds to -1 */
+#define BITM_EXP_LOWEST -87.0F         /* below, exp is 0 */
+#define BITM_EXP_HIGHEST 88.0F         /* above, exp is exp(88) */
+#define BITM_PROBABILITY_LOWEST -10.0F /* below, a probability's code is 0 */
+#define BITM_GELU_END 5.5425F          /* from here on, erf(-x / sqrt(2)) rounds to -1 */
 
 /* Polynomials fitted by native/tools/fit_functions.py. */
 /* exp(r) = 1 + r + r^2 P(r), |r| <= ln(2) / 2 */
@@ -63,6 +64,11 @@ enum { BITM_LANES = 16 };
 #define BITM_HALF_EXP2_3 0.0277536679F
 #define BITM_HALF_EXP2_4 0.0048357565F
 #define BITM_HALF_EXP2_5 0.000663236366F
+/* 255 * 2^r = P(r), |r| <= 1 / 2 */
+#define BITM_PROBABILITY_0 255.0F
+#define BITM_PROBABILITY_1 176.78714F
+#define BITM_PROBABILITY_2 61.7637939F
+#define BITM_PROBABILITY_3 14.027277F
 /* tanh(x) = x + x^3 P(x^2), |x| < 0.625 */
 #define BITM_TANH_0 -0.333332837F
 #define BITM_TANH_1 0.133314908F
@@ -117,6 +123,27 @@ BITM_INLINE float bitm_exp(float x)
     float power;
     memcpy(&power, &bits, sizeof power);
     return x < BITM_EXP_LOWEST ? 0.0F : p * power;
+}
+
+/* The code of a probability that is 2^x of the greatest, x <= 0: 255 * 2^x with an error below
+ * 0.03, rounded; 0 where x is not a number. */
+BITM_INLINE int32_t bitm_probability_code(float x)
+{
+    float clamped = x > BITM_PROBABILITY_LOWEST ? x : BITM_PROBABILITY_LOWEST;
+    float shifted = clamped + BITM_ROUND_MAGIC;
+    float r = clamped - (shifted - BITM_ROUND_MAGIC);
+    float p = BITM_PROBABILITY_3;
+    p = fmaf(p, r, BITM_PROBABILITY_2);
+    p = fmaf(p, r, BITM_PROBABILITY_1);
+    p = fmaf(p, r, BITM_PROBABILITY_0);
+    /* Times 2^n: the low bits of `shifted` hold n, added to the exponent. */
+    uint32_t bits, n;
+    memcpy(&bits, &p, sizeof bits);
+    memcpy(&n, &shifted, sizeof n);
+    bits += n << 23;
+    float code;
+    memcpy(&code, &bits, sizeof code);
+    return (int32_t)bitm_round(code);
 }
 
 /* The hyperbolic tangent, with an error below 1.5 units in the last place. */

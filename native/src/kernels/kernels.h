@@ -189,7 +189,8 @@ typedef struct bitm_attention {
     uint32_t n_tokens; /* that have keys and values */
     uint32_t head_size;
     float score_scale;
-    float *scores; /* bitm_attention_room floats, for scores and whatever else a kernel keeps */
+    float *scores; /* bitm_attention_room (of codes bitm_attention_i8_room) floats, for scores and
+                    * whatever else a kernel keeps */
 } bitm_attention;
 
 enum { BITM_ATTENTION_QUERIES = 12 }; /* whose scores a kernel may keep at a time */
@@ -230,6 +231,55 @@ static inline bitm_attention_head bitm_attention_open(const bitm_attention *a)
  * need not be those of the tokens that have keys. */
 typedef void bitm_attention_fn(const bitm_attention *attention, uint32_t token, uint32_t n_tokens);
 
+/* The same of codes of 8 bits, whose products may be added in any order.  Queries and keys are
+ * quantized token by token as by quantize_i8, values as by it too, but each component over all
+ * tokens (at most 65,536, so that sums of products fit).  In base 2, of the sums' floats:
+ *   s_j = (q_i . k_j) * ((query_step_i * (score_scale * log2 e)) * key_step_j)
+ *   p_j = bitm_probability_code(s_j - max s), 0 to 255
+ *   context_i = (sum over j of p_j v_j) * (value_step * (1 / (sum of p))) */
+typedef bitm_attention_fn bitm_attention_i8_fn;
+
+/* How its kernels use `scores`; elements of any layout, as wide as int16 at most. */
+typedef struct bitm_attention_codes {
+    size_t n_padded;   /* tokens, rounded up to whole chunks */
+    size_t n_columns;  /* components, rounded up to 16 */
+    float *scores;     /* [BITM_ATTENTION_QUERIES, n_padded] */
+    float *key_step;   /* [n_padded] */
+    float *value_step; /* [n_columns] */
+    float *sums;       /* [n_columns] of whatever else belongs to a component */
+    void *keys;        /* n_padded * n_columns elements */
+    void *values;      /* as many */
+    void *queries;     /* BITM_ATTENTION_QUERIES * n_columns elements */
+    void *codes;       /* of probabilities: BITM_ATTENTION_QUERIES * n_padded elements */
+} bitm_attention_codes;
+
+static inline bitm_attention_codes bitm_attention_codes_open(const bitm_attention *a)
+{
+    const size_t chunk = BITM_ATTENTION_CHUNK, n_queries = BITM_ATTENTION_QUERIES;
+    const size_t n_padded = (a->n_tokens + chunk - 1) / chunk * chunk;
+    const size_t n_columns = ((size_t)a->head_size + 15) / 16 * 16;
+    bitm_attention_codes c = {.n_padded = n_padded, .n_columns = n_columns, .scores = a->scores};
+    c.key_step = c.scores + n_queries * n_padded;
+    c.value_step = c.key_step + n_padded;
+    c.sums = c.value_step + n_columns;
+    /* Two elements take a float's room. */
+    float *keys = c.sums + n_columns, *values = keys + n_padded * n_columns / 2;
+    float *queries = values + n_padded * n_columns / 2;
+    c.keys = keys;
+    c.values = values;
+    c.queries = queries;
+    c.codes = queries + n_queries * n_columns / 2;
+    return c;
+}
+
+/* The room that it takes, in floats. */
+static inline size_t bitm_attention_i8_room(size_t n_tokens, size_t head_size)
+{
+    const size_t n_padded = (n_tokens + 15) / 16 * 16, n_columns = (head_size + 15) / 16 * 16;
+    const size_t n_queries = BITM_ATTENTION_QUERIES;
+    return n_padded * (n_queries + 1 + n_columns + n_queries / 2) + n_columns * (2 + n_queries / 2);
+}
+
 /* ---- The list ---- */
 
 #define BITM_OPS(OP)                                                                               \
@@ -253,6 +303,7 @@ typedef void bitm_attention_fn(const bitm_attention *attention, uint32_t token, 
     OP(quantize_planes)                                                                            \
     OP(extremes)                                                                                   \
     OP(attention)                                                                                  \
+    OP(attention_i8)                                                                               \
     OP(add_norm)                                                                                   \
     OP(rms_norm)                                                                                   \
     OP(activate)                                                                                   \

@@ -547,3 +547,66 @@ void bitm_attention__scalar(const bitm_attention *attention, uint32_t token, uin
             context[d] *= factor;
     }
 }
+
+/* Codes [n_tokens, head_size] of values, and the step of each component. */
+static void quantize_values(const bitm_attention *a, int8_t *codes, float *step)
+{
+    for (uint32_t d = 0; d < a->head_size; d++) {
+        float greatest = 0.0F;
+        for (size_t j = 0; j < a->n_tokens; j++) {
+            float size = fabsf(a->value[j * a->stride + d]);
+            greatest = size > greatest ? size : greatest;
+        }
+        float factor = code_factor(greatest, 127.0F, &step[d]);
+        for (size_t j = 0; j < a->n_tokens; j++)
+            codes[j * a->head_size + d] =
+                (int8_t)code_of(a->value[j * a->stride + d], factor, 127.0F);
+    }
+}
+
+/* Codes of scores [n] in base 2; returns their sum. */
+static int32_t quantize_scores(const float *scores, uint32_t n, uint8_t *codes)
+{
+    int32_t sum = 0;
+    float greatest = scores[0];
+    for (uint32_t j = 1; j < n; j++)
+        greatest = scores[j] > greatest ? scores[j] : greatest;
+    for (uint32_t j = 0; j < n; j++) {
+        codes[j] = (uint8_t)bitm_probability_code(scores[j] - greatest);
+        sum += codes[j];
+    }
+    return sum;
+}
+
+void bitm_attention_i8__scalar(const bitm_attention *attention, uint32_t token, uint32_t n_tokens)
+{
+    const bitm_attention_codes c = bitm_attention_codes_open(attention);
+    const uint32_t head_size = attention->head_size, n = attention->n_tokens;
+    int8_t *keys = c.keys, *values = c.values, *query = c.queries;
+    uint8_t *codes = c.codes;
+    float unused_sum;
+    for (size_t j = 0; j < n; j++)
+        bitm_quantize_i8__scalar(attention->key + j * attention->stride, head_size,
+                                 keys + j * head_size, &c.key_step[j], &unused_sum);
+    quantize_values(attention, values, c.value_step);
+    for (size_t i = token; i < (size_t)token + n_tokens; i++) {
+        float step;
+        bitm_quantize_i8__scalar(attention->query + i * attention->stride, head_size, query, &step,
+                                 &unused_sum);
+        step *= attention->score_scale * BITM_LOG2_E;
+        for (size_t j = 0; j < n; j++) {
+            int32_t dot = 0;
+            for (uint32_t d = 0; d < head_size; d++)
+                dot += query[d] * keys[j * head_size + d];
+            c.scores[j] = (float)dot * (step * c.key_step[j]);
+        }
+        const float factor = 1.0F / (float)quantize_scores(c.scores, n, codes);
+        for (uint32_t d = 0; d < head_size; d++) {
+            int32_t dot = 0;
+            for (size_t j = 0; j < n; j++)
+                dot += codes[j] * values[j * head_size + d];
+            attention->context[i * attention->context_stride + d] =
+                (float)dot * (c.value_step[d] * factor);
+        }
+    }
+}
