@@ -138,6 +138,28 @@ def test_every_shape(tmp_path: Path, mode: str, shape: tuple[int, int]) -> None:
 
 
 @needs_gpu
+@pytest.mark.parametrize("head_size", [1, 17, 40, 64, 128, 200])
+def test_attention_of_bytes(tmp_path: Path, head_size: int) -> None:
+    rng = np.random.default_rng(head_size)
+    model = wide_model(rng, n_layers=1, n_heads=3, head_size=head_size, max_positions=1200)
+    bitm_formats.write(tmp_path / "model.bitm", model)
+    shapes = [(1, 1), (100, 5), (1, 64), (30, 64), (2, 100), (1, 128), (9, 128), (3, 129)]
+    shapes += [(2, 513), (1, 1150)]
+    shapes += [(int(rng.integers(1, 6)), int(rng.integers(1, 700))) for _ in range(10)]
+    with (
+        Model(tmp_path / "model.bitm", device="cpu", activations="int8") as cpu,
+        Model(tmp_path / "model.bitm", device="cuda", activations="int8") as gpu,
+        Model(tmp_path / "model.bitm", device="cuda", activations="int8", kernels=TENSOR) as tensor,
+    ):
+        for shape in shapes:
+            ids, mask = random_batch(rng, cpu, shape)
+            wanted = cpu.hidden_states(ids, mask)
+            for device in (gpu, tensor):
+                found = device.hidden_states(ids, mask)
+                np.testing.assert_array_equal(found, wanted, err_msg=str(shape))
+
+
+@needs_gpu
 @pytest.mark.parametrize("n_heads", [12, 16])
 @pytest.mark.parametrize("batch", [1, 12, 100])  # blocks of 8, 32 and 64 tokens
 def test_larger_hidden_sizes(tmp_path: Path, n_heads: int, batch: int) -> None:

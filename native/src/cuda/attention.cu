@@ -2,16 +2,22 @@
 #include <string.h>
 
 #include "attend_wgmma.cuh"
+#include "attention_bytes.cuh"
 #include "attention_general.cuh"
 #include "forward.cuh"
 
 namespace bitm {
 
-bool is_plain(const bitm_device_model *model, const Layer &l)
+bitm_attention_form attention_form(const bitm_device_model *model, const Layer &layer,
+                                   uint32_t activations)
 {
-    return l.quantize_query.kind == KIND_NONE && l.quantize_key.kind == KIND_NONE &&
-           l.quantize_value.kind == KIND_NONE && l.quantize_probabilities.kind == KIND_NONE &&
-           model->network.config->score_rank == 0 && model->network.config->value_term == 0;
+    return bitm_attention_form_of(&model->network, &model->network.layers[&layer - model->layers],
+                                  (bitm_activations)activations);
+}
+
+static bitm_attention_form form_of(const Work &w, const Layer &layer)
+{
+    return attention_form(w.session->model, layer, w.session->limits.activations);
 }
 
 static size_t general_shared_bytes(uint32_t max_length)
@@ -88,6 +94,26 @@ static void plain_attention(const Work &w, const Encoding *encoding)
     else
         BITM_LAUNCH(attention_kernel<0>, grid, ATTENTION_THREADS, shape.shared_bytes,
                     w.session->stream, a);
+}
+
+static void byte_attention(const Work &w)
+{
+    const Batch &batch = *w.batch;
+    const Buffers &b = w.session->buffers;
+    cudaStream_t stream = w.session->stream;
+    ByteAttention a = {};
+    a.attention = attention_of(w, NULL);
+    a.keys = b.key_codes;
+    a.values = b.value_codes;
+    a.key_step = b.key_step;
+    a.value_step = b.value;
+    a.n_heads = w.session->model->network.config->n_heads;
+    a.n_pieces = pieces_of_bytes(a.attention.head_size);
+    dim3 heads(a.n_heads, batch.n_sequences);
+    dim3 grid(ceil_div(batch.max_length, BYTES_BLOCK), a.n_heads, batch.n_sequences);
+    BITM_LAUNCH(attention_codes_kernel, heads, BYTES_THREADS, 0, stream, a);
+    BITM_LAUNCH(attention_bytes_kernel, grid, BYTES_THREADS, attention_bytes_shared(a.n_pieces),
+                stream, a);
 }
 
 static void quantize_operand(const Work &w, const Quantizer &quantizer, int operand, float *x)
@@ -175,7 +201,8 @@ static bool can_encode_context(const Work &w, const Layer &layer)
 {
     const bitm_device_model *model = w.session->model;
     const Linear &next = layer.attention_output;
-    return is_plain(model, layer) && model->network.config->head_size == VALUE_COLUMNS &&
+    return form_of(w, layer) == BITM_ATTENTION_FLOAT &&
+           model->network.config->head_size == VALUE_COLUMNS &&
            next.n_branches == 1 && pieces_of_bits(next.columns) * PIECE_BITS == next.columns &&
            can_follow_in_parts(w, next);
 }
@@ -188,9 +215,12 @@ const Linear *counted_after_attention(const Work &w, const Layer &layer)
 
 void run_attention(const Work &w, const Layer &layer, const float *x, Inputs *context)
 {
+    bitm_attention_form form = form_of(w, layer);
     *context = Inputs();
-    if (!is_plain(w.session->model, layer)) {
+    if (form == BITM_ATTENTION_GENERAL) {
         general_attention(w, layer, x);
+    } else if (form == BITM_ATTENTION_I8) {
+        byte_attention(w);
     } else if (!can_encode_context(w, layer)) {
         plain_attention(w, NULL);
     } else {
@@ -210,7 +240,7 @@ static bool plan_attend(const Work &w, const Layer &layer, const float *x, Input
     uint32_t n_groups =
         w.batch->max_length > BLOCK_64 ? ceil_div(w.batch->max_length, BLOCK_64) : 1;
     if (model->has_wgmma == 0 || n_groups > (model->tensor_attention ? 2u : 1u) ||
-        !is_plain(model, layer) || model->network.config->head_size != HEAD_64)
+        form_of(w, layer) != BITM_ATTENTION_FLOAT || model->network.config->head_size != HEAD_64)
         return false;
     for (int i = 0; i < 3; i++)
         if (!is_plain_product(w, *linears[i])) return false;
@@ -298,6 +328,7 @@ bitm_status prepare_attention(const bitm_device_model *model, bitm_error *err)
     BITM_TRY_STATUS(allow_shared(attention_tensor_kernel, model, err));
     BITM_TRY_STATUS(allow_attend<true>(model, err));
     BITM_TRY_STATUS(allow_attend<false>(model, err));
+    BITM_TRY_STATUS(allow_shared(attention_bytes_kernel, model, err));
     BITM_TRY_STATUS(allow_shared(attention_kernel<4>, model, err));
     BITM_TRY_STATUS(allow_shared(attention_kernel<0>, model, err));
     BITM_TRY_STATUS(allow_shared(general_attention_kernel, model, err));

@@ -17,6 +17,9 @@ enum {
     VALUE_COLUMNS = 64, /* of the context at once: n_queries is at most 64 */
 };
 
+/* Below all scores. */
+#define BITM_NO_SCORE __uint_as_float(0xFF800000u)
+
 struct Attention {
     const float *query, *key, *value; /* [n_tokens, stride] */
     float *context;

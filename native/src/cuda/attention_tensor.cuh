@@ -234,9 +234,6 @@ static __device__ inline void wait_for_operands()
 
 /* Exponentials are at most 2^7: see the bound. */
 #define BITM_GREATEST_EXPONENT 7.0F
-/* Below all scores. */
-#define BITM_NO_SCORE __uint_as_float(0xFF800000u)
-
 /* 2^x */
 static __device__ inline float exp2_approx(float x)
 {

@@ -21,7 +21,7 @@ static uint32_t larger(uint32_t a, uint32_t b)
 struct Needs {
     size_t pieces; /* of all planes of a row */
     uint32_t floats, rank;
-    bool quantized_attention;
+    bool byte_attention, general_attention;
 };
 
 static void count_linear(const Linear &linear, bitm_activations activations, Needs *needs)
@@ -56,7 +56,9 @@ static Needs needs_of(const bitm_device_model *model, bitm_activations activatio
                                          &l.intermediate, &l.output};
         for (size_t i = 0; i < sizeof linears / sizeof linears[0]; i++)
             count_linear(*linears[i], activations, &needs);
-        if (!is_plain(model, l)) needs.quantized_attention = true;
+        bitm_attention_form form = attention_form(model, l, activations);
+        needs.byte_attention |= form == BITM_ATTENTION_I8;
+        needs.general_attention |= form == BITM_ATTENTION_GENERAL;
     }
     count_linear(model->pooler, activations, &needs);
     count_linear(model->mlm_transform, activations, &needs);
@@ -108,7 +110,13 @@ static void lay_out(Buffers *b, const bitm_device_model *model, const bitm_devic
     b->floats = (float *)bitm_arena_take(arena, most, needs.floats * sizeof(float));
     b->ones = (float *)bitm_arena_take(arena, most, sizeof(float));
     b->extremes = (float *)bitm_arena_take(arena, most, 2 * sizeof(float));
-    if (!needs.quantized_attention) return;
+    if (needs.byte_attention) {
+        uint64_t heads = n * config->n_heads, pieces = heads * pieces_of_bytes(config->head_size);
+        b->key_codes = (uint4 *)bitm_arena_take(arena, pieces, sizeof(uint4));
+        b->value_codes = (uint4 *)bitm_arena_take(arena, pieces, sizeof(uint4));
+        b->key_step = (float *)bitm_arena_take(arena, heads, sizeof(float));
+    }
+    if (!needs.general_attention) return;
     for (int i = 0; i < N_OPERANDS; i++) {
         b->codes[i] =
             (int16_t *)bitm_arena_take(arena, n, model->network.attention_size * sizeof(int16_t));

@@ -37,6 +37,8 @@ struct Buffers {
     float *floats;                        /* inputs of the linear at work, where these are floats */
     float *ones;                          /* [T] */
     float *extremes;                      /* [T, 2] */
+    uint4 *key_codes, *value_codes;       /* attention of bytes: [T, heads, pieces of a head] */
+    float *key_step;                      /* [T, heads] */
     int16_t *codes[N_OPERANDS];           /* [T, A] */
     float *operand_step[N_OPERANDS], *operand_base[N_OPERANDS]; /* [T] */
     float *low_rank[LOW_RANK_TERMS];                            /* [T, R] */
@@ -80,7 +82,8 @@ struct AttentionShape {
     size_t shared_bytes;
 };
 
-bool is_plain(const bitm_device_model *model, const Layer &layer);
+bitm_attention_form attention_form(const bitm_device_model *model, const Layer &layer,
+                                   uint32_t activations);
 bool is_masked_lm(const bitm_device_model *model);
 
 /* False where a block cannot hold what attention over so many tokens needs.  n_blocks: of 64 queries,
