@@ -80,7 +80,7 @@ def all_kernels() -> tuple[str, list[str]]:
     headers = sorted(path.name for path in CUDA.glob("*.cuh") if path.name not in of_the_host)
     kinds = range(3)
     # Canonical, of 64 and of 16 queries a block, and on tensor cores.
-    attentions = ("false, 1, 64", "false, 1, 16", "true, 1, 64", "true, 2, 64")
+    attentions = ("0, 1, 64", "0, 1, 16", "1, 1, 64", "1, 2, 64")
     instances = [
         *[f"gemm_kernel<{b}, {kind}>" for b in ("true", "false") for kind in kinds],
         # Those of bits have two epilogues more, which write bits.
@@ -91,6 +91,7 @@ def all_kernels() -> tuple[str, list[str]]:
         *[f"encode_rows_kernel<{n}>" for n in (4, 6, 8, 16, 24)],
         *[f"attention_kernel<{n}>" for n in (0, 4)],
         *[f"attend_kernel<{b}, {t}>" for b in ("true", "false") for t in attentions],
+        *[f"attend_kernel<true, 2, {n}, 64>" for n in (1, 2)],  # of codes
         *[f"gemm_norm_kernel<{n}, 32, 2, false>" for n in (32, 48)],
         *["gemm_norm_kernel<32, 32, 2, true>", "gemm_norm_kernel<48, 32, 3, true>"],
         *[f"gemm_norm_kernel<48, 64, {n}>" for n in ("4, false", "3, true")],
@@ -128,6 +129,7 @@ def test_hopper_multiplies_bits_on_its_tensor_cores(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     instructions = set(re.findall(r"\b[BHI]GMMA\.[.\w]+", done.stdout))
     assert {"BGMMA.64x128x256.AND.POPC", "BGMMA.64x64x256.AND.POPC"} <= instructions
+    assert {"IGMMA.64x64x32.S8.S8"} <= instructions
     assert {"IGMMA.64x128x32.U8.S8", "IGMMA.64x128x32.U8.U8"} <= instructions
     assert "HGMMA.64x64x16.F32" in instructions
 

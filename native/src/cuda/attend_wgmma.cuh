@@ -1,18 +1,20 @@
 /* Query, key, value and attention of short sequences in one kernel, on Hopper.
  *
  * A block has one head of one sequence, and a group of threads, a warpgroup, for every 64 tokens:
- * one, or where attention runs on tensor cores at most two.  The three products of a group, of 64
+ * one, or where attention runs on tensor cores, in any order or of codes, at most two.  The three products of a group, of 64
  * outputs x 64 tokens, are so small that all their operands lie in shared memory at once.  When
- * they are done their results become floats in the operands' place, or pairs of float16s, where the
- * steps of attention64.cuh or of attention_tensor.cuh take them: none of the three float arrays
+ * they are done their results become floats in the operands' place, or pairs of float16s, or codes,
+ * where the steps of attention64.cuh, attention_tensor.cuh or attention_bytes64.cuh take them: none of the three float arrays
  * goes through memory, nor does the context where it leaves as bits. */
 #ifndef BITM_CUDA_ATTEND_WGMMA_CUH
 #define BITM_CUDA_ATTEND_WGMMA_CUH
 
-#include "attention_tensor.cuh"
+#include "attention_bytes64.cuh"
 #include "gemm_wgmma_bytes.cuh"
 
 namespace bitm {
+
+enum { ATTEND_FLOATS, ATTEND_TENSOR, ATTEND_CODES };
 
 /* What differs between query, key and value: inputs too, as shifts before a quantizer may. */
 struct HeadLinear {
@@ -43,6 +45,15 @@ struct alignas(16) GroupFacts {
     uint64_t barrier; /* the first group's: of the block's operands */
 };
 
+/* What attention of codes keeps in the operands' place, for a group. */
+struct GroupCodes {
+    ByteStage stage;
+    uint4 queries[CODES_64];
+    float factors[2][BLOCK_64], query_steps[BLOCK_64]; /* factors: of queries and keys */
+    float greatest[2][WARPS_64][BLOCK_64];                /* of their tokens */
+    float value_greatest[BLOCK_64], value_steps[HEAD_64]; /* of components */
+};
+
 /* Pieces of a group's inputs: planes of sets. */
 static __host__ __device__ inline uint32_t group_pieces(const Attend &a)
 {
@@ -58,6 +69,8 @@ static __host__ __device__ inline size_t attend_shared_bytes(const Attend &a)
     size_t floats = sizeof(float) * (3 * STRIDE_64 * BLOCK_64 + 2 * BLOCK_64);
     size_t halves = (size_t)a.n_groups * 3 * OPERAND_64 * PIECE_BYTES;
     size_t most = floats > halves ? floats : halves;
+    size_t codes = a.n_groups * sizeof(GroupCodes);
+    most = most > codes ? most : codes;
     most = most > pieces * PIECE_BYTES ? most : pieces * PIECE_BYTES;
     return a.n_groups * sizeof(GroupFacts) + most;
 }
@@ -241,6 +254,27 @@ static __device__ inline void store_head_halves(const float values[32], float sc
     }
 }
 
+/* The same, left in registers. */
+static __device__ inline void finish_values(const HeadFacts &facts, const int32_t acc[32],
+                                            float values[32])
+{
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+        float2 pair = finished_pair(facts, i, acc);
+        values[i * 2] = pair.x;
+        values[i * 2 + 1] = pair.y;
+    }
+}
+
+/* Results of tokens that are not, as of the first n are, become zeros. */
+static __device__ inline void clear_rest(uint32_t n, float values[32])
+{
+    if (n >= BLOCK_64) return;
+#pragma unroll
+    for (uint32_t i = 0; i < 32; i++)
+        if (i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2 >= n) values[i] = 0.0F;
+}
+
 /* Attention on tensor cores, from the results of a group's three linears; the group has the
  * sequence's tokens from `first` on. */
 template <int GROUPS>
@@ -253,18 +287,8 @@ attend_tensor(const Attend &a, uint32_t begin, uint32_t n_tokens, uint32_t first
     float values[3][32];
 #pragma unroll
     for (uint32_t k = 0; k < 3; k++) {
-        HeadFacts facts = head_facts(a, k, output, dense, groups[group]);
-#pragma unroll
-        for (int i = 0; i < 16; i++) {
-            float2 pair = finished_pair(facts, i, acc[k]);
-            values[k][i * 2] = pair.x;
-            values[k][i * 2 + 1] = pair.y;
-        }
-        if (n < BLOCK_64) {
-#pragma unroll
-            for (uint32_t i = 0; i < 32; i++)
-                if (i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2 >= n) values[k][i] = 0.0F;
-        }
+        finish_values(head_facts(a, k, output, dense, groups[group]), acc[k], values[k]);
+        clear_rest(n, values[k]);
         tell_greatest(values[k], groups[group].greatest[k]);
     }
     __syncthreads(); /* operands of the linears are done with */
@@ -289,12 +313,154 @@ attend_tensor(const Attend &a, uint32_t begin, uint32_t n_tokens, uint32_t first
                          state);
 }
 
+/* Of two threads each keeps half of its 2 N numbers, the greater ones of both. */
+template <int N> static __device__ inline void keep_half(bool upper, float most[16])
+{
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        float other = __shfl_xor_sync(ALL_THREADS, upper ? most[i] : most[i + N], N * 2);
+        most[i] = fmaxf(upper ? most[i + N] : most[i], other);
+    }
+}
+
+/* Tells the group the greatest absolute value of each token among a warp's 16 components, of which 8
+ * threads have two each. */
+static __device__ inline void tell_token_greatest(const float values[32], float greatest[BLOCK_64])
+{
+    float most[16];
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+        const float *first = values + i / 2 * 4 + i % 2;
+        most[i] = greater_abs(fabsf(first[0]), first[2]);
+    }
+    keep_half<8>((threadIdx.x & 16) != 0, most);
+    keep_half<4>((threadIdx.x & 8) != 0, most);
+    keep_half<2>((threadIdx.x & 4) != 0, most);
+    uint32_t token = threadIdx.x % 4 * 2 + threadIdx.x / 4 % 2 * 8 + threadIdx.x / 8 % 2 * 16 +
+                     threadIdx.x / 16 % 2 * 32;
+    *(float2 *)(greatest + token) = make_float2(most[0], most[1]);
+}
+
+/* The greatest absolute values of a thread's two components among the group's tokens. */
+static __device__ inline float2 component_greatest(const float values[32])
+{
+    float most[2] = {0.0F, 0.0F};
+#pragma unroll
+    for (int i = 0; i < 32; i++)
+        most[i / 2 % 2] = greater_abs(most[i / 2 % 2], values[i]);
+    return make_float2(warp_max<4>(most[0]), warp_max<4>(most[1]));
+}
+
+/* Codes of queries or keys; a tile has 16 components of a warp, in an order of its own. */
+static __device__ inline void store_token_codes(const float values[32], const float *factors,
+                                                uint4 *to)
+{
+    uint32_t lane = threadIdx.x % WARP;
+    to += (lane / TILE_ROWS * CODE_PIECES + threadIdx.x / WARP) * TILE_ROWS + lane % TILE_ROWS;
+#pragma unroll
+    for (int four = 0; four < 2; four++) {
+        uint32_t tiles[4];
+#pragma unroll
+        for (int tile = 0; tile < 4; tile++) {
+            int t = four * 4 + tile;
+            float2 factor = *(const float2 *)(factors + t * TILE_ROWS + lane % 4 * 2);
+            const float *x = values + t * 4;
+            tiles[tile] = join_bytes(byte_code(x[0], factor.x), byte_code(x[2], factor.x),
+                                     byte_code(x[1], factor.y), byte_code(x[3], factor.y));
+        }
+        store_tiles_turned(to + four * 4 * CODE_PIECES * TILE_ROWS, tiles);
+    }
+}
+
+/* Codes of values; factors: of a thread's two components. */
+static __device__ inline void store_value_codes(const float values[32], const float factors[2],
+                                                uint4 *to)
+{
+    uint32_t *words = (uint32_t *)to + threadIdx.x % WARP +
+                      threadIdx.x / WARP * 2 * CODE_PIECES * CODE_TILE_WORDS;
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int piece = 0; piece < CODE_PIECES; piece++) {
+            const float *x = values + piece * 8 + half * 2;
+            words[(half * CODE_PIECES + piece) * CODE_TILE_WORDS] =
+                join_bytes(byte_code(x[0], factors[half]), byte_code(x[1], factors[half]),
+                           byte_code(x[4], factors[half]), byte_code(x[5], factors[half]));
+        }
+}
+
+/* Attention of codes, likewise. */
+template <int GROUPS>
+static __device__ inline void
+attend_codes(const Attend &a, uint32_t begin, uint32_t n_tokens, uint32_t first, size_t output,
+             bool dense, const int32_t acc[3][32], const GroupFacts *groups, GroupCodes *codes)
+{
+    uint32_t group = first / BLOCK_64, n = first < n_tokens ? n_tokens - first : 0;
+    uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    GroupCodes *mine = codes + group;
+    float values[3][32];
+#pragma unroll
+    for (uint32_t k = 0; k < 3; k++)
+        finish_values(head_facts(a, k, output, dense, groups[group]), acc[k], values[k]);
+    clear_rest(n, values[2]);
+    __syncthreads(); /* operands of the linears are done with */
+    tell_token_greatest(values[0], mine->greatest[0][warp]);
+    tell_token_greatest(values[1], mine->greatest[1][warp]);
+    float2 most = component_greatest(values[2]);
+    uint32_t component = warp * 16 + lane / 4;
+    if (lane % 4 == 0) {
+        mine->value_greatest[component] = most.x;
+        mine->value_greatest[component + 8] = most.y;
+    }
+    __syncthreads();
+    uint32_t k = threadIdx.x / BLOCK_64, token = threadIdx.x % BLOCK_64;
+    float greatest = 0.0F, step, value_factors[2];
+#pragma unroll
+    for (int w = 0; w < WARPS_64; w++)
+        greatest = fmaxf(greatest, mine->greatest[k][w][token]);
+    mine->factors[k][token] = free_factor(greatest, MAX_BYTE, &step);
+    (k == 0 ? mine->query_steps : mine->stage.key_steps)[token] = step;
+#pragma unroll
+    for (uint32_t half = 0; half < 2; half++) {
+        greatest = 0.0F;
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++)
+            greatest = fmaxf(greatest, codes[g].value_greatest[component + half * 8]);
+        value_factors[half] = free_factor(greatest, MAX_BYTE, &step);
+        if (lane % 4 == 0) mine->value_steps[component + half * 8] = step;
+    }
+    __syncthreads();
+    store_token_codes(values[0], mine->factors[0], mine->queries);
+    store_token_codes(values[1], mine->factors[1], mine->stage.keys);
+    store_value_codes(values[2], value_factors, mine->stage.values);
+    wait_for_operands();
+    if (n == 0) return;
+    ByteQueries queries;
+    begin_byte_queries(mine->query_steps, a.attention.score_scale, &queries);
+    float scores[GROUPS][32];
+#pragma unroll
+    for (uint32_t g = 0; g < GROUPS; g++)
+        if (g * BLOCK_64 < n_tokens) {
+            find_byte_scores(mine->queries, codes[g].stage, n_tokens - g * BLOCK_64, queries.steps,
+                             scores[g]);
+            take_greatest(scores[g], queries.greatest);
+        }
+    join_greatest(&queries);
+#pragma unroll
+    for (uint32_t g = 0; g < GROUPS; g++)
+        if (g * BLOCK_64 < n_tokens) add_byte_stage(scores[g], codes[g].stage, &queries);
+    uint32_t row = warp * QUERIES_A_WARP;
+    store_byte_context(a.attention, begin + first + row, row < n ? n - row : 0, (uint32_t)output,
+                       mine->value_steps, queries);
+}
+
 #endif
 
-/* A block has THREADS_64 x GROUPS threads.  TENSOR: attention as attention_tensor.cuh has it;
- * otherwise there is one group, and the block's attention is that of QUERIES of its tokens: 64, or
- * 16 where there are so few heads that several blocks can have the same. */
-template <bool BYTES, bool TENSOR, int GROUPS, int QUERIES>
+/* A block has THREADS_64 x GROUPS threads.  ATTENTION: of floats in the canonical order, with one
+ * group, where the block's attention is that of QUERIES of its tokens, 64, or 16 where there are so
+ * few heads that several blocks can have the same; of floats as attention_tensor.cuh has it; or of
+ * codes. */
+template <bool BYTES, int ATTENTION, int GROUPS, int QUERIES>
 static __global__ void __launch_bounds__(THREADS_64 *GROUPS, (BYTES ? 3 : 4) / GROUPS)
     attend_kernel(Attend a)
 {
@@ -362,7 +528,12 @@ static __global__ void __launch_bounds__(THREADS_64 *GROUPS, (BYTES ? 3 : 4) / G
         for (int i = 0; i < 32; i++)
             acc[k][i] = 0;
     multiply_heads<BYTES>(a, dense ? p.n_terms - 1 : p.n_terms, inputs, weights, acc);
-    if (TENSOR) {
+    if (ATTENTION == ATTEND_CODES) {
+        attend_codes<GROUPS>(a, begin, n_tokens, first, output, dense, acc, groups,
+                             (GroupCodes *)operands);
+        return;
+    }
+    if (ATTENTION == ATTEND_TENSOR) {
         attend_tensor<GROUPS>(a, begin, n_tokens, first, output, dense, acc, groups, operands);
         return;
     }

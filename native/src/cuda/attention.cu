@@ -98,16 +98,29 @@ static void plain_attention(const Work &w, const Encoding *encoding)
 
 static void byte_attention(const Work &w)
 {
+    enum { ENOUGH_BLOCKS = 256 };
+    const bitm_device_model *model = w.session->model;
     const Batch &batch = *w.batch;
     const Buffers &b = w.session->buffers;
     cudaStream_t stream = w.session->stream;
+    uint32_t n_heads = model->network.config->n_heads;
+    size_t shared = attention_bytes64_shared(batch.max_length);
+    if (model->network.config->head_size == HEAD_64 && model->has_tensor_cores &&
+        shared <= model->shared_bytes) {
+        uint32_t n = ceil_div(batch.max_length, BLOCK_64);
+        uint32_t parts = ceil_div(ENOUGH_BLOCKS, n_heads * batch.n_sequences);
+        dim3 blocks(parts < n ? parts : n, n_heads, batch.n_sequences);
+        BITM_LAUNCH(attention_bytes64_kernel, blocks, THREADS_64, shared, stream,
+                    attention_of(w, NULL));
+        return;
+    }
     ByteAttention a = {};
     a.attention = attention_of(w, NULL);
     a.keys = b.key_codes;
     a.values = b.value_codes;
     a.key_step = b.key_step;
     a.value_step = b.value;
-    a.n_heads = w.session->model->network.config->n_heads;
+    a.n_heads = n_heads;
     a.n_pieces = pieces_of_bytes(a.attention.head_size);
     dim3 heads(a.n_heads, batch.n_sequences);
     dim3 grid(ceil_div(batch.max_length, BYTES_BLOCK), a.n_heads, batch.n_sequences);
@@ -239,8 +252,10 @@ static bool plan_attend(const Work &w, const Layer &layer, const float *x, Input
     const bitm_device_model *model = w.session->model;
     uint32_t n_groups =
         w.batch->max_length > BLOCK_64 ? ceil_div(w.batch->max_length, BLOCK_64) : 1;
-    if (model->has_wgmma == 0 || n_groups > (model->tensor_attention ? 2u : 1u) ||
-        form_of(w, layer) != BITM_ATTENTION_FLOAT || model->network.config->head_size != HEAD_64)
+    bitm_attention_form form = form_of(w, layer);
+    bool any_order = form == BITM_ATTENTION_I8 || model->tensor_attention;
+    if (model->has_wgmma == 0 || n_groups > (any_order ? 2u : 1u) ||
+        form == BITM_ATTENTION_GENERAL || model->network.config->head_size != HEAD_64)
         return false;
     for (int i = 0; i < 3; i++)
         if (!is_plain_product(w, *linears[i])) return false;
@@ -287,13 +302,28 @@ template <bool BYTES> static void launch_attend(const Work &w, const Attend &a)
     dim3 block(THREADS_64, a.n_groups), parts(grid.x, grid.y, BLOCK_64 / FEW_QUERIES);
     size_t shared = attend_shared_bytes(a);
     if (a.n_groups > 1)
-        launch_early(w, attend_kernel<BYTES, true, 2, BLOCK_64>, grid, block, shared, 1, a);
+        launch_early(w, attend_kernel<BYTES, ATTEND_TENSOR, 2, BLOCK_64>, grid, block, shared, 1,
+                     a);
     else if (w.session->model->tensor_attention)
-        launch_early(w, attend_kernel<BYTES, true, 1, BLOCK_64>, grid, block, shared, 1, a);
+        launch_early(w, attend_kernel<BYTES, ATTEND_TENSOR, 1, BLOCK_64>, grid, block, shared, 1,
+                     a);
     else if (grid.x * grid.y <= FEW_HEADS)
-        launch_early(w, attend_kernel<BYTES, false, 1, FEW_QUERIES>, parts, block, shared, 1, a);
+        launch_early(w, attend_kernel<BYTES, ATTEND_FLOATS, 1, FEW_QUERIES>, parts, block, shared,
+                     1, a);
     else
-        launch_early(w, attend_kernel<BYTES, false, 1, BLOCK_64>, grid, block, shared, 1, a);
+        launch_early(w, attend_kernel<BYTES, ATTEND_FLOATS, 1, BLOCK_64>, grid, block, shared, 1,
+                     a);
+}
+
+static void launch_attend_codes(const Work &w, const Attend &a)
+{
+    dim3 grid(w.session->model->network.config->n_heads, w.batch->n_sequences);
+    dim3 block(THREADS_64, a.n_groups);
+    size_t shared = attend_shared_bytes(a);
+    if (a.n_groups > 1)
+        launch_early(w, attend_kernel<true, ATTEND_CODES, 2, BLOCK_64>, grid, block, shared, 1, a);
+    else
+        launch_early(w, attend_kernel<true, ATTEND_CODES, 1, BLOCK_64>, grid, block, shared, 1, a);
 }
 
 bool attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3], Inputs *context)
@@ -305,7 +335,9 @@ bool attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
     *context = Inputs();
     if (encodes) plan_in_parts(w, layer.attention_output, context, &encoding);
     a.attention = attention_of(w, encodes ? &encoding : NULL);
-    if (are_bytes(inputs[0].form))
+    if (form_of(w, layer) == BITM_ATTENTION_I8)
+        launch_attend_codes(w, a);
+    else if (are_bytes(inputs[0].form))
         launch_attend<true>(w, a);
     else
         launch_attend<false>(w, a);
@@ -316,10 +348,10 @@ bool attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
 template <bool BYTES>
 static bitm_status allow_attend(const bitm_device_model *model, bitm_error *err)
 {
-    BITM_TRY_STATUS(allow_shared(attend_kernel<BYTES, false, 1, BLOCK_64>, model, err));
-    BITM_TRY_STATUS(allow_shared(attend_kernel<BYTES, false, 1, FEW_QUERIES>, model, err));
-    BITM_TRY_STATUS(allow_shared(attend_kernel<BYTES, true, 1, BLOCK_64>, model, err));
-    return allow_shared(attend_kernel<BYTES, true, 2, BLOCK_64>, model, err);
+    BITM_TRY_STATUS(allow_shared(attend_kernel<BYTES, ATTEND_FLOATS, 1, BLOCK_64>, model, err));
+    BITM_TRY_STATUS(allow_shared(attend_kernel<BYTES, ATTEND_FLOATS, 1, FEW_QUERIES>, model, err));
+    BITM_TRY_STATUS(allow_shared(attend_kernel<BYTES, ATTEND_TENSOR, 1, BLOCK_64>, model, err));
+    return allow_shared(attend_kernel<BYTES, ATTEND_TENSOR, 2, BLOCK_64>, model, err);
 }
 
 bitm_status prepare_attention(const bitm_device_model *model, bitm_error *err)
@@ -328,6 +360,9 @@ bitm_status prepare_attention(const bitm_device_model *model, bitm_error *err)
     BITM_TRY_STATUS(allow_shared(attention_tensor_kernel, model, err));
     BITM_TRY_STATUS(allow_attend<true>(model, err));
     BITM_TRY_STATUS(allow_attend<false>(model, err));
+    BITM_TRY_STATUS(allow_shared(attend_kernel<true, ATTEND_CODES, 1, BLOCK_64>, model, err));
+    BITM_TRY_STATUS(allow_shared(attend_kernel<true, ATTEND_CODES, 2, BLOCK_64>, model, err));
+    BITM_TRY_STATUS(allow_shared(attention_bytes64_kernel, model, err));
     BITM_TRY_STATUS(allow_shared(attention_bytes_kernel, model, err));
     BITM_TRY_STATUS(allow_shared(attention_kernel<4>, model, err));
     BITM_TRY_STATUS(allow_shared(attention_kernel<0>, model, err));

@@ -343,7 +343,25 @@ static __device__ inline void store_tensor_bits(const Encoding &e, size_t token,
     store_word(e, token + row, row < n_rows, column + threadIdx.x % 2 * 32, planes);
 }
 
-/* The context of a warp's 16 queries, the first n_rows of which are, as floats or as bits. */
+/* The context of a warp's 16 queries, the first n_rows of which are, as floats. */
+static __device__ inline void store_context_floats(const Attention &a, size_t token,
+                                                   uint32_t n_rows, uint32_t column,
+                                                   const float context[32])
+{
+    column += threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint32_t row = threadIdx.x % WARP / 4 + half * 8;
+        if (row >= n_rows) continue;
+        float *to = a.context + (token + row) * a.stride + column;
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            *(float2 *)(to + i * 8) =
+                make_float2(context[i * 4 + half * 2], context[i * 4 + half * 2 + 1]);
+    }
+}
+
+/* The same as floats or as bits, to be divided by the sums. */
 static __device__ inline void store_context_tensor(const Attention &a, size_t token,
                                                    uint32_t n_rows, uint32_t column,
                                                    const QueryState &state)
@@ -362,18 +380,11 @@ static __device__ inline void store_context_tensor(const Attention &a, size_t to
                                            factors);
         return;
     }
-    column += threadIdx.x % 4 * 2;
+    float context[32];
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        uint32_t row = threadIdx.x % WARP / 4 + half * 8;
-        if (row >= n_rows) continue;
-        float *to = a.context + (token + row) * a.stride + column;
-#pragma unroll
-        for (int i = 0; i < 8; i++)
-            *(float2 *)(to + i * 8) =
-                make_float2(state.context[i * 4 + half * 2] * factors[half],
-                            state.context[i * 4 + half * 2 + 1] * factors[half]);
-    }
+    for (int i = 0; i < 32; i++)
+        context[i] = state.context[i] * factors[i / 2 % 2];
+    store_context_floats(a, token, n_rows, column, context);
 }
 
 /* ---- Operands from memory ---- */

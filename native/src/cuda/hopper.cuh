@@ -240,6 +240,15 @@ static __device__ inline void wgmma_bytes_64(int32_t d[32], const uint32_t a[4],
     BITM_WGMMA_CODES("64", BITM_PLACES32, "{%32, %33, %34, %35}, %36", BITM_D32);
 }
 
+/* d [64 rows, 64 rows] += a x b of signed codes over 32 columns. */
+static __device__ inline void wgmma_codes_64(int32_t d[32], uint64_t a, uint64_t b)
+{
+    asm volatile("{wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 {" BITM_PLACES32
+                 "}, %32, %33, 1;}"
+                 : BITM_D32
+                 : "l"(a), "l"(b));
+}
+
 template <bool SIGNED>
 static __device__ inline void wgmma_bytes_32(int32_t d[16], const uint32_t a[4], uint64_t b)
 {

@@ -82,7 +82,7 @@ struct bitm_device_model {
     int device;
     size_t shared_bytes; /* most that a block may have */
     uint32_t has_wgmma;
-    bool tensor_attention;
+    bool has_tensor_cores, tensor_attention;
     bitm_network network; /* host pointers */
     bitm_device_memory memory[2];
     uint8_t *copies[2]; /* of the memory */

@@ -288,18 +288,17 @@ static bitm_status ask_device(bitm_device_model *model, bitm_error *err)
                   err);
     model->shared_bytes = properties.sharedMemPerBlockOptin > 0 ? properties.sharedMemPerBlockOptin
                                                                 : properties.sharedMemPerBlock;
+    int code = 0;
     bitm_status status = find_wgmma(&model->has_wgmma, err);
+    if (status == BITM_OK) status = find_code(&code, err);
     if (status != BITM_OK) return status;
+    model->has_tensor_cores = code >= 80; /* the condition of attention_tensor.cuh */
     return describe((uint32_t)model->device, model->description, sizeof model->description, err);
 }
 
-/* The condition is that of attention_tensor.cuh. */
 static bitm_status use_tensor_attention(bitm_device_model *model, bitm_error *err)
 {
-    int code = 0;
-    bitm_status status = find_code(&code, err);
-    if (status != BITM_OK) return status;
-    if (code < 80)
+    if (!model->has_tensor_cores)
         return bitm_fail(
             err, BITM_UNSUPPORTED,
             "kernels: attention=tensor needs a GPU of compute capability 8.0 or above");
