@@ -1,11 +1,12 @@
 /* Query, key, value and attention of short sequences in one kernel, on Hopper.
  *
  * A block has one head of one sequence, and a group of threads, a warpgroup, for every 64 tokens:
- * one, or where attention runs on tensor cores, in any order or of codes, at most two.  The three products of a group, of 64
- * outputs x 64 tokens, are so small that all their operands lie in shared memory at once.  When
- * they are done their results become floats in the operands' place, or pairs of float16s, or codes,
- * where the steps of attention64.cuh, attention_tensor.cuh or attention_bytes64.cuh take them: none of the three float arrays
- * goes through memory, nor does the context where it leaves as bits. */
+ * one, or where attention runs on tensor cores, in any order or of codes, at most two.  The three
+ * products of a group, of 64 outputs x 64 tokens, are so small that all their operands lie in
+ * shared memory at once.  When they are done their results become floats in the operands' place, or
+ * pairs of float16s, or codes, where the steps of attention64.cuh, attention_tensor.cuh or
+ * attention_bytes64.cuh take them: none of the three float arrays goes through memory, nor does the
+ * context where it leaves as bits. */
 #ifndef BITM_CUDA_ATTEND_WGMMA_CUH
 #define BITM_CUDA_ATTEND_WGMMA_CUH
 
@@ -18,9 +19,9 @@ enum { ATTEND_FLOATS, ATTEND_TENSOR, ATTEND_CODES };
 
 /* What differs between query, key and value: inputs too, as shifts before a quantizer may. */
 struct HeadLinear {
-    const uint4 *weights;          /* planes of tiles */
-    uint32_t set;                  /* of inputs */
-    const uint32_t *n_nonzero;     /* of the inputs; NULL: see Product */
+    const uint4 *weights;      /* planes of tiles */
+    uint32_t set;              /* of inputs */
+    const uint32_t *n_nonzero; /* of the inputs; NULL: see Product */
     const float *step;
     const int32_t *code_sum;
     const float *row_scale, *bias;
@@ -49,7 +50,7 @@ struct alignas(16) GroupFacts {
 struct GroupCodes {
     ByteStage stage;
     uint4 queries[CODES_64];
-    float factors[2][BLOCK_64], query_steps[BLOCK_64]; /* factors: of queries and keys */
+    float factors[2][BLOCK_64], query_steps[BLOCK_64];    /* factors: of queries and keys */
     float greatest[2][WARPS_64][BLOCK_64];                /* of their tokens */
     float value_greatest[BLOCK_64], value_steps[HEAD_64]; /* of components */
 };
@@ -323,8 +324,8 @@ template <int N> static __device__ inline void keep_half(bool upper, float most[
     }
 }
 
-/* Tells the group the greatest absolute value of each token among a warp's 16 components, of which 8
- * threads have two each. */
+/* Tells the group the greatest absolute value of each token among a warp's 16 components, of which
+ * 8 threads have two each. */
 static __device__ inline void tell_token_greatest(const float values[32], float greatest[BLOCK_64])
 {
     float most[16];

@@ -42,11 +42,26 @@ static __host__ __device__ inline size_t attention_bytes64_shared(uint32_t max_l
 
 /* ---- Codes ---- */
 
+/* Rounded floats and integers are made of each other by an addition: conversions take four times
+ * as long. */
+
 /* A word whose lowest byte is the code of x, see free_code: the clamp comes first, which changes
  * nothing, as its limits are integers. */
 static __device__ inline uint32_t byte_code(float x, float factor)
 {
     return __float_as_uint(fminf(fmaxf(x * factor, -MAX_BYTE), MAX_BYTE) + BITM_ROUND_MAGIC);
+}
+
+/* The same of bitm_probability_code. */
+static __device__ inline uint32_t probability_byte(float x)
+{
+    return __float_as_uint(bitm_probability(x) + BITM_ROUND_MAGIC);
+}
+
+/* An integer below 2^22, as products of 64 codes are, as a float. */
+static __device__ inline float float_of_dot(int32_t dot)
+{
+    return __int_as_float(dot + __float_as_int(BITM_ROUND_MAGIC)) - BITM_ROUND_MAGIC;
 }
 
 /* The lowest bytes of four words. */
@@ -176,8 +191,8 @@ static __device__ inline void find_byte_scores(const uint4 *queries, const ByteS
 #pragma unroll
         for (uint32_t half = 0; half < 2; half++) {
             float *two = scores + i + half * 2;
-            two[0] = (float)dots[i + half * 2] * (query_steps[half] * steps.x);
-            two[1] = (float)dots[i + half * 2 + 1] * (query_steps[half] * steps.y);
+            two[0] = float_of_dot(dots[i + half * 2]) * (query_steps[half] * steps.x);
+            two[1] = float_of_dot(dots[i + half * 2 + 1]) * (query_steps[half] * steps.y);
             if (key >= n_keys) two[0] = BITM_NO_SCORE;
             if (key + 1 >= n_keys) two[1] = BITM_NO_SCORE;
         }
@@ -210,7 +225,7 @@ static __device__ inline void add_byte_stage(const float scores[32], const ByteS
 #pragma unroll
         for (uint32_t k = 0; k < 4; k++) {
             float score = scores[word / 2 * 8 + k / 2 * 4 + half * 2 + k % 2];
-            bytes[k] = (uint32_t)bitm_probability_code(score - q->greatest[half]);
+            bytes[k] = probability_byte(score - q->greatest[half]);
         }
         uint32_t joined = join_bytes(bytes[0], bytes[1], bytes[2], bytes[3]);
         codes[word / 4][word % 4] = joined;

@@ -125,9 +125,8 @@ BITM_INLINE float bitm_exp(float x)
     return x < BITM_EXP_LOWEST ? 0.0F : p * power;
 }
 
-/* The code of a probability that is 2^x of the greatest, x <= 0: 255 * 2^x with an error below
- * 0.03, rounded; 0 where x is not a number. */
-BITM_INLINE int32_t bitm_probability_code(float x)
+/* 255 * 2^x, x <= 0, with an error below 0.03; less than 1/2 where x is not a number. */
+BITM_INLINE float bitm_probability(float x)
 {
     float clamped = x > BITM_PROBABILITY_LOWEST ? x : BITM_PROBABILITY_LOWEST;
     float shifted = clamped + BITM_ROUND_MAGIC;
@@ -141,9 +140,15 @@ BITM_INLINE int32_t bitm_probability_code(float x)
     memcpy(&bits, &p, sizeof bits);
     memcpy(&n, &shifted, sizeof n);
     bits += n << 23;
-    float code;
-    memcpy(&code, &bits, sizeof code);
-    return (int32_t)bitm_round(code);
+    float probability;
+    memcpy(&probability, &bits, sizeof probability);
+    return probability;
+}
+
+/* The code of a probability that is 2^x of the greatest. */
+BITM_INLINE int32_t bitm_probability_code(float x)
+{
+    return (int32_t)bitm_round(bitm_probability(x));
 }
 
 /* The hyperbolic tangent, with an error below 1.5 units in the last place. */
