@@ -43,7 +43,7 @@ if(BITM_IS_X86_64)
         src/kernels/x86_avx512_quantize.c
         src/kernels/x86_avx512_tokens.c)
     set(BITM_PERMUTE_SOURCES src/kernels/x86_permute.c)
-    set(BITM_VNNI_SOURCES src/kernels/x86_vnni.c)
+    set(BITM_VNNI_SOURCES src/kernels/x86_vnni.c src/kernels/x86_vnni_attention.c)
     set(BITM_VPOPCNT_SOURCES src/kernels/x86_vpopcnt.c)
     list(APPEND BITM_ISA_DEFINITIONS BITM_HAVE_AVX512=1)
   endif()
