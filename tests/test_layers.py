@@ -51,8 +51,8 @@ CONTAINED_TIER = {
     "x86_vpopcnt": "x86_avx512",
     "x86_amx": "x86_avx512",
 }
-# One source serves two architectures, one header three tiers.
-ARM_INCLUDES = {"arm_neon.h", "arm_codes.h"}
+# One source serves two architectures, a header several tiers.
+ARM_INCLUDES = {"arm_neon.h", "arm_codes.h", "arm_attention_i8.h"}
 SELECT_INCLUDES = {*KERNEL_INCLUDES, "select.h", "status.h"}
 # Parts that know neither kernels nor networks.
 FOUNDATIONS = ["arena", "cpu", "crc32c", "file", "file_rules", "os", "status", "text", "tokenizer"]

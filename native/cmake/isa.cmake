@@ -84,6 +84,7 @@ else()
 endif()
 if(BITM_IS_AARCH64 OR BITM_IS_ARMV7)
   set(BITM_NEON_SOURCES
+      src/kernels/arm_neon_attention_i8.c
       src/kernels/arm_neon_bits.c
       src/kernels/arm_neon_codes.c
       src/kernels/arm_neon_floats.c
@@ -96,7 +97,7 @@ if(BITM_IS_ARMV7)
   list(APPEND BITM_ISA_DEFINITIONS BITM_HAVE_VFPV4=1)
 endif()
 if(BITM_KNOWS_DOTPROD)
-  set(BITM_DOTPROD_SOURCES src/kernels/arm_dotprod.c)
+  set(BITM_DOTPROD_SOURCES src/kernels/arm_dotprod.c src/kernels/arm_dotprod_attention_i8.c)
   list(APPEND BITM_ISA_DEFINITIONS BITM_HAVE_DOTPROD=1)
 endif()
 if(BITM_KNOWS_I8MM)

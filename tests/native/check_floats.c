@@ -294,8 +294,8 @@ static bitm_attention new_attention(trial *t, uint32_t n_tokens, uint32_t head_s
 static double code_error(const float *x, size_t n, size_t stride)
 {
     double greatest = 0;
-    for (size_t k = 0; k < n; k++)
-        greatest = fmax(greatest, fabs(x[k * stride]));
+    for (size_t k = 0; k < n; k++) /* by fmax, gcc 12 for ARM would fail at it */
+        if (fabs(x[k * stride]) > greatest) greatest = fabs(x[k * stride]);
     return 127 / greatest > FLT_MAX ? greatest : greatest * (1 + 100 * ROUNDING) / 254;
 }
 

@@ -23,6 +23,7 @@
 #define bitm_quantize_planes__scalar bitm_quantize_planes__vfpv4
 #define bitm_extremes__scalar bitm_extremes__vfpv4
 #define bitm_attention__scalar bitm_attention__vfpv4
+#define bitm_attention_i8__scalar bitm_attention_i8__vfpv4
 #define bitm_add_norm__scalar bitm_add_norm__vfpv4
 #define bitm_rms_norm__scalar bitm_rms_norm__vfpv4
 #define bitm_activate__scalar bitm_activate__vfpv4
