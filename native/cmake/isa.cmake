@@ -20,6 +20,7 @@ set(BITM_ISA_DEFINITIONS)
 if(BITM_IS_X86_64)
   set(BITM_AVX2_SOURCES
       src/kernels/x86_avx2_attention.c
+      src/kernels/x86_avx2_attention_i8.c
       src/kernels/x86_avx2_bits.c
       src/kernels/x86_avx2_floats.c
       src/kernels/x86_avx2_quantize.c
