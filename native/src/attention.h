@@ -1,5 +1,5 @@
-/* Attention: softmax attention of floats or bytes in one kernel (attention.c), and the general form with
- * quantizers and further terms (attention_general.c). */
+/* Attention: softmax attention in one kernel (attention.c), of floats or, with int8 activations, of
+ * codes; and the general form with quantizers and further terms (attention_general.c). */
 #ifndef BITM_ATTENTION_H
 #define BITM_ATTENTION_H
 
