@@ -84,9 +84,9 @@ class Loop:
         return f"bitm_{self.op}__{self.variant}"
 
 
-# Bounds: 3 operations (eor, cnt, add) for 128 multiply-adds; 2 (and, sadalp) for 16; sdot, 16;
-# fmla, 4.  Vector operations of 128 bits a cycle: A53 1, A72 and A76 2; sadalp, and
-# fmla on A72, 1.
+# Bounds: 3 operations (eor, cnt, add) for 128 multiply-adds; 2 (and, sadalp) for 16; 3 (smull,
+# smlal, sadalp) for 16 of attention; sdot, 16; fmla, 4.  Vector operations of 128 bits a cycle:
+# A53 1, A72 and A76 2; sadalp, smull, and fmla on A72, 1.
 LOOPS = (
     Loop(
         "gemm_w1sign",
@@ -113,6 +113,28 @@ LOOPS = (
     Loop("gemm_w1a8", "neon", "neon_codes", "sadalp", 16, "MAC", "cmtst", "eor", (8, 16, 16)),
     Loop("gemm_w1a8", "dotprod", "dotprod", "sdot", 16, "MAC", "cmtst", "-", (0, 0, 32)),
     Loop("attention", "neon", "neon_floats", "fmla", 4, "MAC", "ldr", "ldp", (4, 4, 8)),
+    Loop(
+        "attention_i8",
+        "neon",
+        "neon_attention_i8",
+        "sadalp",
+        16,
+        "MAC",
+        "ldr",
+        "-",
+        (16 / 3, 8, 8),
+    ),
+    Loop(
+        "attention_i8",
+        "dotprod",
+        "dotprod_attention_i8",
+        "sdot",
+        16,
+        "MAC",
+        "ldr",
+        "-",
+        (0, 0, 32),
+    ),
     Loop("dot_planes", "neon", "neon_bits", "cnt", 128, "MAC", "ldr", "-"),
     Loop("quantize", "neon", "neon_quantize", "fcmge", 4, "value", "fcmge", "fcmgt"),
     Loop("quantize_i8", "neon", "neon_quantize", "fcvtzs", 4, "value", "fcvtzs", "-"),

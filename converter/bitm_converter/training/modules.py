@@ -56,7 +56,8 @@ def straight_through(x: Tensor, value: Tensor) -> Tensor:
 
 
 class TokenInt8(nn.Module):
-    """One byte an activation, scaled by token: the runtime's mode `int8`.
+    """One byte an activation, scaled by token: what the runtime's mode `int8` makes of the
+    inputs of linears.
 
     With m the largest magnitude of the token's vector: round(x 127 / m) m / 127.
     """

@@ -17,6 +17,18 @@ INLINE uint32_t smaller(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
+INLINE __m256 all(float x)
+{
+    return _mm256_set1_ps(x);
+}
+
+INLINE int32_t sum_lanes(__m256i x)
+{
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_srli_epi64(two, 32)));
+}
+
 /* The first n of 8 lanes. */
 INLINE __m256i first_lanes(uint32_t n)
 {

@@ -22,11 +22,6 @@ enum {
     LANES = 8,
 };
 
-INLINE __m256 all(float x)
-{
-    return _mm256_set1_ps(x);
-}
-
 /* ---- Codes ---- */
 
 /* To the nearest integer: the low bits of x + BITM_ROUND_MAGIC hold it. */
@@ -191,13 +186,6 @@ INLINE __m256i probability_codes(__m256 x)
     p = _mm256_fmadd_ps(p, r, all(BITM_PROBABILITY_0));
     __m256i n = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
     return to_integers(_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), n)));
-}
-
-INLINE int32_t sum_lanes(__m256i x)
-{
-    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
-    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_srli_epi64(two, 32)));
 }
 
 /* A row of scores becomes codes; returns 1 / their sum. */

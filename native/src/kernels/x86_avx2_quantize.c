@@ -8,22 +8,10 @@
 
 #include <string.h>
 
-INLINE __m256 all(float x)
-{
-    return _mm256_set1_ps(x);
-}
-
 /* To the nearest integer, as bitm_round. */
 INLINE __m256 to_integer(__m256 x)
 {
     return _mm256_sub_ps(_mm256_add_ps(x, all(BITM_ROUND_MAGIC)), all(BITM_ROUND_MAGIC));
-}
-
-INLINE int32_t sum_lanes(__m256i x)
-{
-    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
-    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_srli_epi64(two, 32)));
 }
 
 /* Stores the first n of 8 codes. */

@@ -11,11 +11,6 @@
 
 typedef __m256 function(__m256 x);
 
-INLINE __m256 all(float x)
-{
-    return _mm256_set1_ps(x);
-}
-
 INLINE __m256 absolute(__m256 x)
 {
     return _mm256_andnot_ps(all(-0.0F), x);

@@ -1,7 +1,7 @@
 /* What the files of the AVX-512 tiers share.  AVX-512 F, BW, DQ and VL: Intel servers since
  * Skylake (2017), AMD since Zen 4.  One vector of 32-bit elements is exactly the 16 canonical lanes
  * of a sum, and masks end rows without a copy.  Included by
- * x86_{avx512_*,permute,vnni,vpopcnt,amx}.c. */
+ * x86_{avx512_*,permute,vnni*,vpopcnt,amx}.c. */
 #ifndef BITM_X86_AVX512_H
 #define BITM_X86_AVX512_H
 
@@ -42,6 +42,40 @@ INLINE float fold(__m512 sum)
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* To the nearest integers, ties to even. */
+INLINE __m512i to_integers(__m512 x)
+{
+    return _mm512_cvt_roundps_epi32(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+/* Four codes of a byte. */
+INLINE int32_t four_codes(const void *codes)
+{
+    int32_t four;
+    memcpy(&four, codes, sizeof four);
+    return four;
+}
+
+/* Rows become columns: interleaving lanes of rows 8 apart, four times. */
+INLINE void transpose_lanes(__m512i v[16])
+{
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high =
+        _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#pragma GCC unroll 4
+    for (int pass = 0; pass < 4; pass++) {
+        __m512i w[16];
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            w[2 * i] = _mm512_permutex2var_epi32(v[i], low, v[i + 8]);
+            w[2 * i + 1] = _mm512_permutex2var_epi32(v[i], high, v[i + 8]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++)
+            v[i] = w[i];
+    }
 }
 
 /* max(a, b) is a > b ? a : b. */

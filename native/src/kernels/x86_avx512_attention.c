@@ -26,26 +26,6 @@ enum {
 
 /* ---- Layout ---- */
 
-/* Rows become columns: interleaving elements of rows 8 apart, four times. */
-INLINE void transpose(__m512 v[16])
-{
-    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const __m512i high =
-        _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-#pragma GCC unroll 4
-    for (int pass = 0; pass < 4; pass++) {
-        __m512 w[16];
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
-            w[2 * i] = _mm512_permutex2var_ps(v[i], low, v[i + 8]);
-            w[2 * i + 1] = _mm512_permutex2var_ps(v[i], high, v[i + 8]);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++)
-            v[i] = w[i];
-    }
-}
-
 static void lay_out_keys(const bitm_attention_head *h)
 {
     const bitm_attention *a = h->attention;
@@ -53,16 +33,17 @@ static void lay_out_keys(const bitm_attention_head *h)
         float *columns = h->keys + j * a->head_size;
         for (uint32_t d = 0; d < a->head_size; d += 16) {
             __mmask16 exist = first_lanes(a->head_size - d);
-            __m512 v[16];
+            __m512i v[16];
 #pragma GCC unroll 16
             for (size_t i = 0; i < 16; i++)
                 v[i] = j + i < a->n_tokens
-                           ? _mm512_maskz_loadu_ps(exist, a->key + (j + i) * a->stride + d)
-                           : _mm512_setzero_ps();
-            transpose(v);
+                           ? _mm512_maskz_loadu_epi32(exist, a->key + (j + i) * a->stride + d)
+                           : _mm512_setzero_si512();
+            transpose_lanes(v);
 #pragma GCC unroll 16
             for (uint32_t i = 0; i < 16; i++)
-                if (d + i < a->head_size) _mm512_storeu_ps(columns + (size_t)(d + i) * CHUNK, v[i]);
+                if (d + i < a->head_size)
+                    _mm512_storeu_si512(columns + (size_t)(d + i) * CHUNK, v[i]);
         }
     }
 }

@@ -9,11 +9,6 @@
 
 #include <string.h>
 
-INLINE __m512i to_integers(__m512 x)
-{
-    return _mm512_cvt_roundps_epi32(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-
 /* ---- The runtime's own quantization ---- */
 
 static float max_abs(const float *x, uint32_t n)

@@ -90,13 +90,6 @@ INLINE __m512i expand(bitm_dtype kind, uint64_t nonzero, uint64_t positive)
         _mm512_store_si512(sums[r] + 16, high##r);                                                 \
     }
 
-INLINE int32_t four_codes(const uint8_t *codes)
-{
-    int32_t four;
-    memcpy(&four, codes, sizeof four);
-    return four;
-}
-
 /* Adds n_steps steps of a panel, whose masks are at hand, to sums of n_rows rows: low of outputs 0
  * to 15, high of the others. */
 INLINE void add_steps(const work *w, bitm_dtype weights, code_kind codes, const uint64_t *nonzero,

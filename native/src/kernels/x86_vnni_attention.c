@@ -28,32 +28,6 @@ typedef struct tile_sums {
 
 /* ---- Codes ---- */
 
-INLINE __m512i to_integers(__m512 x)
-{
-    return _mm512_cvt_roundps_epi32(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-
-/* Fours of 16 rows of 64 bytes become 16 rows of the fours of one place: interleaving those of rows
- * 8 apart, four times. */
-INLINE void transpose_fours(__m512i v[16])
-{
-    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const __m512i high =
-        _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-#pragma GCC unroll 4
-    for (int pass = 0; pass < 4; pass++) {
-        __m512i w[16];
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
-            w[2 * i] = _mm512_permutex2var_epi32(v[i], low, v[i + 8]);
-            w[2 * i + 1] = _mm512_permutex2var_epi32(v[i], high, v[i + 8]);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++)
-            v[i] = w[i];
-    }
-}
-
 /* Keys as [n_padded / CHUNK, n_columns / 4, CHUNK, 4] unsigned bytes. */
 static void lay_out_keys(const bitm_attention *a, const bitm_attention_codes *c)
 {
@@ -77,7 +51,7 @@ static void lay_out_keys(const bitm_attention *a, const bitm_attention_codes *c)
                              : _mm512_setzero_si512();
                 v[i] = _mm512_xor_si512(v[i], offset_u8x64);
             }
-            transpose_fours(v);
+            transpose_lanes(v);
 #pragma GCC unroll 16
             for (uint32_t i = 0; i < 16; i++)
                 if (d + 4 * i < n_columns)
@@ -125,14 +99,6 @@ static void lay_out_values(const bitm_attention *a, const bitm_attention_codes *
 }
 
 /* ---- Products ---- */
-
-/* Four codes in all lanes. */
-INLINE __m512i four_codes(const void *codes)
-{
-    int32_t four;
-    memcpy(&four, codes, sizeof four);
-    return _mm512_set1_epi32(four);
-}
 
 /* sum += products, in place: gcc would copy sums around otherwise. */
 INLINE void add_products(__m512i *sum, __m512i x_u8x64, __m512i y_i8x64)
@@ -190,7 +156,7 @@ INLINE void find_tile(const bitm_attention_codes *c, const query_block *block, u
             key_u8x64[k] = _mm512_loadu_si512(keys + ((size_t)k * n_columns + d) * CHUNK);
 #pragma GCC unroll 4
         for (uint32_t q = 0; q < n_queries; q++) {
-            __m512i x_i8x64 = four_codes(codes + (size_t)q * n_columns + d);
+            __m512i x_i8x64 = _mm512_set1_epi32(four_codes(codes + (size_t)q * n_columns + d));
 #pragma GCC unroll 4
             for (uint32_t k = 0; k < n_chunks; k++)
                 add_products(&sums.of[q][k], key_u8x64[k], x_i8x64);
@@ -295,7 +261,7 @@ INLINE void find_components(const bitm_attention *a, const bitm_attention_codes 
             value_i8x64[k] = _mm512_loadu_si512(values + (size_t)k * 64);
 #pragma GCC unroll 4
         for (uint32_t q = 0; q < n_queries; q++) {
-            __m512i p_u8x64 = four_codes(codes + q * c->n_padded + j);
+            __m512i p_u8x64 = _mm512_set1_epi32(four_codes(codes + q * c->n_padded + j));
 #pragma GCC unroll 4
             for (uint32_t k = 0; k < n_vectors; k++)
                 add_products(&sums.of[q][k], p_u8x64, value_i8x64[k]);
