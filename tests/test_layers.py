@@ -38,7 +38,16 @@ MAY_IMPORT_TOO = {
     "runtime/bitm/evaluation/plots.py": {"matplotlib"},  # the extra `plot`
     **{
         f"converter/bitm_converter/training/{name}.py": {"torch"}
-        for name in ("modules", "losses", "loop", "packed", "processes", "saving")
+        for name in (
+            "attention",
+            "losses",
+            "loop",
+            "modules",
+            "packed",
+            "processes",
+            "rounding",
+            "saving",
+        )
     },
 }
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, Trainer, TrainingArguments
+from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from bitm import Model
 from bitm_converter.cli import main
@@ -23,8 +24,10 @@ from bitm_converter.training import (
     binary_linears,
     save,
 )
+from bitm_converter.training.attention import Int8SelfAttention, attention_of_codes
 from bitm_converter.training.loop import optimizers, train
 from bitm_converter.training.modules import set_hardness
+from bitm_converter.training.packed import PackedBert
 from conftest import run_command
 
 WORDS, LENGTH = 60, 12
@@ -92,11 +95,6 @@ def test_the_file_computes_what_training_does(
     with Model(convert(model, tmp_path), activations=mode) as file:
         assert file.info["one_bit_matrices"] == 12
         found, expected = file.logits(ids.numpy()), logits_of(model, ids)
-        if mode == "int8":
-            # Training has no codes in attention, which change nothing for a token that is alone.
-            assert np.abs(found - expected).max() < 0.25 * expected.std()
-            ids = ids[:, :1]
-            found, expected = file.logits(ids.numpy()), logits_of(model, ids)
     # A value on the edge of a step may fall to either side, so a sequence of six may be off.
     off = np.abs(found - expected).max((1, 2)) > 1e-3
     assert off.sum() <= 1
@@ -126,6 +124,88 @@ def test_weights_that_are_binary_stay_and_get_another_quantizer() -> None:
     after = [linear for _, linear in binary_linears(model)]
     assert all(linear.weight is weight for linear, weight in zip(after, before))
     assert all(isinstance(linear.quantizer, LearnedStep) for linear in after)
+
+
+def test_attention_multiplies_codes_where_query_key_and_value_are_codes() -> None:
+    def kinds(model: Any) -> set[type]:
+        return {type(layer.attention.self) for layer in model.bert.encoder.layer}
+
+    model, ids = bert(), random_ids(2)
+    binarize_model(model, activations="int8", components=["layers-except-attention"])
+    assert kinds(model) == {BertSelfAttention}
+    binarize_model(model, activations="int8", components=["layers-except-ffn"])
+    assert kinds(model) == {Int8SelfAttention}
+    binarize_model(model, activations="float")
+    assert kinds(model) == {BertSelfAttention}
+    again = binarize_model(bert(), activations="float")
+    assert np.array_equal(logits_of(model, ids), logits_of(again, ids))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_what_a_sequence_is_among_does_not_matter(attention: str) -> None:
+    model = binarize_model(bert(), activations="int8")
+    model.set_attn_implementation(attention)
+    ids, lengths = random_ids(6), [12, 3, 7, 9, 5, 1]
+    mask = torch.arange(LENGTH) < torch.tensor(lengths)[:, None]
+    with torch.no_grad():
+        padded = model(ids, attention_mask=mask.long()).logits
+        alone = [model(row[None, :n]).logits[0] for row, n in zip(ids, lengths)]
+    off = [
+        (row[:n] - expected).abs().max() > 1e-3 for row, n, expected in zip(padded, lengths, alone)
+    ]
+    assert sum(off) <= 1  # of which a value is on the edge of a step, as above
+
+
+def test_packed_rows_are_their_texts() -> None:
+    model = binarize_model(bert(), activations="int8")
+    cls, pad, lengths = 1, 0, [5, 4]
+    rows = random_ids(6)
+    rows[:, [0, 5]] = cls
+    rows[:, sum(lengths) :] = pad
+    with torch.no_grad():
+        packed = PackedBert(model, cls, pad, torch.float32).states(rows)[-1]
+        texts = [part for row in rows for part in row[: sum(lengths)].split(lengths)]
+        alone = [model.bert(text[None]).last_hidden_state[0] for text in texts]
+    found = [part for row in packed for part in row[: sum(lengths)].split(lengths)]
+    off = [(a - b).abs().max() > 1e-3 for a, b in zip(found, alone)]
+    assert sum(off) <= 2  # of 12
+
+
+def test_gradients_of_attention_are_those_of_floats() -> None:
+    torch.manual_seed(0)
+    parts = [torch.randn(2, 3, 10, 8, requires_grad=True) for _ in range(3)]
+    visible = torch.ones(2, 1, 10, 10, dtype=torch.bool)
+    visible[1, :, :, 6:] = False
+    context, _ = attention_of_codes(*parts, visible=visible, dropout=0.0)
+    goal = torch.randn_like(context)
+    (context * goal).sum().backward()
+    # Values share a step by component, and none with padding.
+    sizes = [part.detach().abs() for part in parts]
+    sizes[2][1, :, 6:] = 0
+    steps = [size.amax(d, keepdim=True) / 127 for size, d in zip(sizes, (-1, -1, -2))]
+    floats = [
+        (torch.round(part.detach() / step) * step).requires_grad_()
+        for part, step in zip(parts, steps)
+    ]
+    expected = torch.nn.functional.scaled_dot_product_attention(*floats, attn_mask=visible)
+    (expected * goal).sum().backward()
+    assert (context - expected).abs().max() < 0.02
+    for name, part, of_floats, tolerance in zip("qkv", parts, floats, (1e-5, 1e-5, 0.02)):
+        assert part.grad is not None
+        assert of_floats.grad is not None
+        assert (part.grad - of_floats.grad).abs().max() < tolerance, name
+
+
+def test_attention_has_its_dropout_and_no_autocast() -> None:
+    parts = [torch.randn(2, 3, 10, 8) for _ in range(3)]
+    expected, _ = attention_of_codes(*parts, visible=None, dropout=0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attention_of_codes(*parts, visible=None, dropout=0.0)[0], expected)
+    block = binarize_model(bert(), activations="int8").bert.encoder.layer[0].attention.self
+    block.dropout.p = 1.0
+    x = torch.randn(1, 4, 64)
+    assert block(x)[0].abs().sum() > 0
+    assert block.train()(x)[0].abs().sum() == 0
 
 
 @pytest.mark.parametrize(
@@ -217,6 +297,7 @@ PROCESS = """
 import sys
 import torch
 from bitm_converter.training import processes
+from bitm_converter.training.attention import Int8SelfAttention, attention_of_codes
 from bitm_converter.training.loop import optimizers, train
 
 number, count = processes.begin("cpu")

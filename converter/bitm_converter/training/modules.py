@@ -15,8 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from bitm_converter.naive import COMPONENTS
+
+from .attention import Int8SelfAttention
+from .rounding import byte_codes, straight_through
 
 Weights = Literal["w1"]
 Activations = Literal["float", "int8", "int4", "int2", "sign"]
@@ -38,23 +42,6 @@ _STEP_BITS = {"int4": 4, "int2": 2, "sign": 1}
 _LEAST_STEP = 1e-5
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Gives `value` and passes its gradient to `x`, both of one shape."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
-def straight_through(x: Tensor, value: Tensor) -> Tensor:
-    """`value` exactly, with the derivative of `x`."""
-    return _StraightThrough.apply(x, value.detach())
-
-
 class TokenInt8(nn.Module):
     """One byte an activation, scaled by token: what the runtime's mode `int8` makes of the
     inputs of linears.
@@ -66,10 +53,8 @@ class TokenInt8(nn.Module):
         """Takes and gives [..., n], in float32 whatever autocast says."""
         with torch.no_grad():
             wide = x.float()
-            greatest = wide.abs().amax(-1, keepdim=True)
-            factor = torch.where(greatest > 0, 127 / greatest, 0)
-            value = torch.round(wide * factor) * (greatest / 127)
-        return straight_through(x, value.to(x.dtype))
+            codes, step = byte_codes(wide, wide.abs().amax(-1, keepdim=True))
+        return straight_through(x, (codes * step).to(x.dtype))
 
 
 class LearnedStep(nn.Module):
@@ -202,6 +187,7 @@ def binarize_model(
                 linear.quantizer = quantizer
             else:
                 setattr(parent, name, BinaryLinear(linear, quantizer, scales))
+        _choose_attention(layer.attention.self)
     return model
 
 
@@ -218,6 +204,14 @@ def _encoder_layers(model: nn.Module) -> nn.ModuleList:
     if not isinstance(layers, nn.ModuleList):
         raise ValueError(f"expected a BERT of transformers, found {type(model).__name__}")
     return layers
+
+
+def _choose_attention(block: Any) -> None:
+    """Codes where the three linears take them, as the runtime chooses (bitm_attention_form_of)."""
+    linears = (block.query, block.key, block.value)
+    quantizers = [getattr(linear, "quantizer", None) for linear in linears]
+    takes_bytes = all(isinstance(quantizer, TokenInt8) for quantizer in quantizers)
+    block.__class__ = Int8SelfAttention if takes_bytes else BertSelfAttention
 
 
 def _quantizer(activations: str, n_inputs: int, signed: bool, margin: float) -> nn.Module:

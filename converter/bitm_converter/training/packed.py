@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .attention import Int8SelfAttention
+
 
 def segments_and_positions(ids: Tensor, cls_id: int, pad_id: int) -> tuple[Tensor, Tensor]:
     """Which text of its row each token of ids [R, L] belongs to, and its position there.
@@ -26,16 +28,21 @@ def segments_and_positions(ids: Tensor, cls_id: int, pad_id: int) -> tuple[Tenso
     return segments, places - starts
 
 
-def layer_forward(layer: Any, x: Tensor, mask: Tensor) -> Tensor:
-    """One layer of BERT: x [R, L, H], mask [R, 1, L, L], 0 where a token may look, else -inf."""
-    block = layer.attention.self
+def context_of(block: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """What a layer's self-attention gives for x and mask of `layer_forward`, [R, L, H]."""
+    if isinstance(block, Int8SelfAttention):
+        return block(x, mask)[0]
     shape = (*x.shape[:-1], block.num_attention_heads, block.attention_head_size)
     query = block.query(x).view(shape).transpose(1, 2)
     key = block.key(x).view(shape).transpose(1, 2)
     value = block.value(x).view(shape).transpose(1, 2)
     context = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    context = context.transpose(1, 2).flatten(2)
-    attended = layer.attention.output.dense(context)
+    return context.transpose(1, 2).flatten(2)
+
+
+def layer_forward(layer: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """One layer of BERT: x [R, L, H], mask [R, 1, L, L], 0 where a token may look, else -inf."""
+    attended = layer.attention.output.dense(context_of(layer.attention.self, x, mask))
     attended = layer.attention.output.LayerNorm(attended + x).to(x.dtype)
     inner = layer.intermediate.intermediate_act_fn(layer.intermediate.dense(attended))
     return layer.output.LayerNorm(layer.output.dense(inner) + attended).to(x.dtype)
