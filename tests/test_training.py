@@ -176,7 +176,8 @@ def test_gradients_of_attention_are_those_of_floats() -> None:
     parts = [torch.randn(2, 3, 10, 8, requires_grad=True) for _ in range(3)]
     visible = torch.ones(2, 1, 10, 10, dtype=torch.bool)
     visible[1, :, :, 6:] = False
-    context, _ = attention_of_codes(*parts, visible=visible, dropout=0.0)
+    query, key, value = parts
+    context, _ = attention_of_codes(query, key, value, visible, 0.0)
     goal = torch.randn_like(context)
     (context * goal).sum().backward()
     # Values share a step by component, and none with padding.
@@ -197,10 +198,10 @@ def test_gradients_of_attention_are_those_of_floats() -> None:
 
 
 def test_attention_has_its_dropout_and_no_autocast() -> None:
-    parts = [torch.randn(2, 3, 10, 8) for _ in range(3)]
-    expected, _ = attention_of_codes(*parts, visible=None, dropout=0.0)
+    query, key, value = torch.randn(3, 2, 3, 10, 8)
+    expected, _ = attention_of_codes(query, key, value, None, 0.0)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(attention_of_codes(*parts, visible=None, dropout=0.0)[0], expected)
+        assert torch.equal(attention_of_codes(query, key, value, None, 0.0)[0], expected)
     block = binarize_model(bert(), activations="int8").bert.encoder.layer[0].attention.self
     block.dropout.p = 1.0
     x = torch.randn(1, 4, 64)

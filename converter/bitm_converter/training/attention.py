@@ -21,7 +21,8 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from .rounding import byte_codes, straight_through
 
-# 255 * 2^r = P(r), |r| <= 1 / 2: BITM_PROBABILITY_* of native/src/kernels/canonical.h.
+# 255 * 2^r = P(r), |r| <= 1 / 2: BITM_PROBABILITY_* of native/src/kernels/canonical.h. With 2^r
+# itself, which differs by up to 0.03, most sequences get another code somewhere.
 _POLYNOMIAL = (14.027277, 61.7637939, 176.78714, 255.0)
 _LOWEST = -10.0  # below, the code is 0
 

@@ -4,7 +4,8 @@ Each keeps latent float weights W, of which the forward pass sees the signs alon
     y = s sgn(W) Q(x) + b,  sgn(0) = 1
 s is a scale for each row, Q a quantizer of the activations. Neither sgn nor rounding has a useful
 derivative, so the backward pass takes them for the identity: the straight-through estimator
-(Bengio et al. 2013; for weights Courbariaux et al. 2016).
+(Bengio et al. 2013; for weights Courbariaux et al. 2016). Attention between linears that take
+codes of 8 bits multiplies codes too: see `attention`.
 """
 
 from __future__ import annotations
@@ -162,6 +163,7 @@ def binarize_model(
 
     `weights` is "w1", one bit and a scale for each row. `activations` is "float", "int8" (scaled by
     token) or one of "int4", "int2", "sign" (learned steps, with `margin`: see `LearnedStep`).
+    With "int8", attention multiplies codes too in layers whose query, key and value are binary.
     `components` are "layers", "layers-except-attention" or "layers-except-ffn". Linears that are
     binary already keep their weights and get the quantizer that is asked for. Raises ValueError for
     another choice, or if the model has no BERT encoder.
@@ -211,7 +213,10 @@ def _choose_attention(block: Any) -> None:
     linears = (block.query, block.key, block.value)
     quantizers = [getattr(linear, "quantizer", None) for linear in linears]
     takes_bytes = all(isinstance(quantizer, TokenInt8) for quantizer in quantizers)
-    block.__class__ = Int8SelfAttention if takes_bytes else BertSelfAttention
+    if takes_bytes:
+        block.__class__ = Int8SelfAttention
+    elif isinstance(block, Int8SelfAttention):
+        block.__class__ = BertSelfAttention
 
 
 def _quantizer(activations: str, n_inputs: int, signed: bool, margin: float) -> nn.Module:
