@@ -79,6 +79,14 @@ def logits_of(model: Any, ids: Any) -> Any:
         return model(ids).logits.numpy()
 
 
+def assert_most_agree(found: Any, expected: Any) -> None:
+    """Of 24 sequences: a value on the edge of a step may fall to either side, which with `int8`
+    one sequence in twelve has."""
+    assert len(found) == len(expected) == 24
+    off = [np.abs(np.asarray(a) - np.asarray(b)).max() > 1e-3 for a, b in zip(found, expected)]
+    assert sum(off) <= 6
+
+
 @pytest.mark.parametrize(
     ("activations", "mode"),
     [("float", "float32"), ("int8", "int8"), ("int4", "auto"), ("int2", "auto"), ("sign", "auto")],
@@ -89,15 +97,13 @@ def test_the_file_computes_what_training_does(
 ) -> None:
     model = binarize_model(bert(), activations=activations, scales=scales)
     set_steps(model)
-    ids = random_ids(6)
+    ids = random_ids(24)
     if mode == "auto":
         mode = "float32"  # of what is not quantized
     with Model(convert(model, tmp_path), activations=mode) as file:
         assert file.info["one_bit_matrices"] == 12
         found, expected = file.logits(ids.numpy()), logits_of(model, ids)
-    # A value on the edge of a step may fall to either side, so a sequence of six may be off.
-    off = np.abs(found - expected).max((1, 2)) > 1e-3
-    assert off.sum() <= 1
+    assert_most_agree(found, expected)
     assert expected.std() > 0.1
 
 
@@ -145,21 +151,18 @@ def test_attention_multiplies_codes_where_query_key_and_value_are_codes() -> Non
 def test_what_a_sequence_is_among_does_not_matter(attention: str) -> None:
     model = binarize_model(bert(), activations="int8")
     model.set_attn_implementation(attention)
-    ids, lengths = random_ids(6), [12, 3, 7, 9, 5, 1]
+    ids, lengths = random_ids(24), [12, 3, 7, 9, 5, 1] * 4
     mask = torch.arange(LENGTH) < torch.tensor(lengths)[:, None]
     with torch.no_grad():
         padded = model(ids, attention_mask=mask.long()).logits
         alone = [model(row[None, :n]).logits[0] for row, n in zip(ids, lengths)]
-    off = [
-        (row[:n] - expected).abs().max() > 1e-3 for row, n, expected in zip(padded, lengths, alone)
-    ]
-    assert sum(off) <= 1  # of which a value is on the edge of a step, as above
+    assert_most_agree([row[:n] for row, n in zip(padded, lengths)], alone)
 
 
 def test_packed_rows_are_their_texts() -> None:
     model = binarize_model(bert(), activations="int8")
     cls, pad, lengths = 1, 0, [5, 4]
-    rows = random_ids(6)
+    rows = random_ids(12)
     rows[:, [0, 5]] = cls
     rows[:, sum(lengths) :] = pad
     with torch.no_grad():
@@ -167,8 +170,7 @@ def test_packed_rows_are_their_texts() -> None:
         texts = [part for row in rows for part in row[: sum(lengths)].split(lengths)]
         alone = [model.bert(text[None]).last_hidden_state[0] for text in texts]
     found = [part for row in packed for part in row[: sum(lengths)].split(lengths)]
-    off = [(a - b).abs().max() > 1e-3 for a, b in zip(found, alone)]
-    assert sum(off) <= 2  # of 12
+    assert_most_agree(found, alone)
 
 
 def test_gradients_of_attention_are_those_of_floats() -> None:
@@ -298,7 +300,6 @@ PROCESS = """
 import sys
 import torch
 from bitm_converter.training import processes
-from bitm_converter.training.attention import Int8SelfAttention, attention_of_codes
 from bitm_converter.training.loop import optimizers, train
 
 number, count = processes.begin("cpu")
