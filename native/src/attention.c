@@ -41,7 +41,7 @@ void bitm_attention_layout(bitm_backend *backend, bitm_arena *arena)
                                             bitm_attention_i8_room(backend->max_length, head_size));
     }
     buffers->scores =
-        bitm_arena_take(arena, backend->pool.n_threads * buffers->n_scores, sizeof(float));
+        bitm_arena_take(arena, backend->pool->n_threads * buffers->n_scores, sizeof(float));
     if (is_general) bitm_general_attention_layout(backend, arena);
 }
 
@@ -81,21 +81,12 @@ static void plain_task(void *argument, uint32_t task, uint32_t worker)
     w->kernel(&attention, 0, n_queries);
 }
 
-static bool is_of_sequences(const bitm_linear *linear)
-{
-    for (uint32_t k = 0; k < linear->n_branches; k++) {
-        const bitm_file_quantizer *quantizer = linear->branches[k].quantizer;
-        if (quantizer != NULL && quantizer->scope == BITM_SCOPE_SEQUENCE) return true;
-    }
-    return false;
-}
-
 bool bitm_backend_can_choose(const bitm_network *network, const bitm_layer *layer)
 {
     return bitm_attention_form_of(network, layer, BITM_ACTIVATIONS_FLOAT32) !=
                BITM_ATTENTION_GENERAL &&
-           !is_of_sequences(&layer->query) && !is_of_sequences(&layer->attention_output) &&
-           !is_of_sequences(&layer->intermediate) && !is_of_sequences(&layer->output);
+           !bitm_is_of_sequences(&layer->query) && !bitm_is_of_sequences(&layer->attention_output) &&
+           !bitm_is_of_sequences(&layer->intermediate) && !bitm_is_of_sequences(&layer->output);
 }
 
 void bitm_backend_attention(bitm_backend *backend, const bitm_layer *layer, const bitm_spans *spans,
@@ -116,5 +107,5 @@ void bitm_backend_attention(bitm_backend *backend, const bitm_layer *layer, cons
               .value = value,
               .context = context,
               .kernel = form == BITM_ATTENTION_I8 ? kernels->attention_i8 : kernels->attention};
-    bitm_pool_run(&backend->pool, spans->n * backend->network->config->n_heads, plain_task, &w);
+    bitm_pool_run(backend->pool, spans->n * backend->network->config->n_heads, plain_task, &w);
 }

@@ -159,7 +159,7 @@ void bitm_general_attention_layout(bitm_backend *backend, bitm_arena *arena)
     const bitm_network *network = backend->network;
     const bitm_file_config *config = network->config;
     bitm_attention_buffers *buffers = &backend->attention;
-    uint64_t n_tokens = backend->max_tokens, n_threads = backend->pool.n_threads;
+    uint64_t n_tokens = backend->max_tokens, n_threads = backend->pool->n_threads;
     size_t planes[N_QUANTIZERS];
     count_planes(network, planes);
     for (int i = 0; i < N_OPERANDS; i++) {
@@ -643,8 +643,8 @@ void bitm_general_attention(bitm_backend *backend, const bitm_layer *layer, cons
     quantize_operand(&w, VALUE, of_value, w.integer_context, value);
     find_float_terms(&w, x);
     if (of_probabilities != NULL && of_probabilities->scope != BITM_SCOPE_STATIC) {
-        bitm_pool_run(&backend->pool, n_tasks, extremes_task, &w);
+        bitm_pool_run(backend->pool, n_tasks, extremes_task, &w);
         if (of_probabilities->scope == BITM_SCOPE_SEQUENCE) join_heads(&w);
     }
-    bitm_pool_run(&backend->pool, n_tasks, general_task, &w);
+    bitm_pool_run(backend->pool, n_tasks, general_task, &w);
 }

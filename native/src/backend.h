@@ -18,9 +18,12 @@ typedef struct bitm_spans {
 
 /* Buffers for the inputs of the linear at work, as its kernel wants them. */
 typedef struct bitm_input_buffers {
-    void *codes;   /* [max_tokens, widest input] of int8 or int16, or as many bits in planes */
-    float *floats; /* [max_tokens, widest input]: changed before quantization, or not quantized */
-    int16_t *scratch;  /* [n_threads, widest input] codes of one token */
+    uint8_t *codes; /* [max_tokens, code_bytes] of int8 or int16, or planes of bits */
+    size_t code_bytes;
+    float *floats; /* [max_tokens, n_floats]: changed before quantization, or not quantized */
+    size_t n_floats;
+    int16_t *scratch; /* [n_threads, n_scratch] codes of one token */
+    size_t n_scratch;
     float *token_step; /* [max_tokens], as the following */
     float *token_sum;
     float *token_base;
@@ -48,9 +51,10 @@ typedef struct bitm_backend {
     const bitm_network *network;
     const bitm_kernel_table *kernels;
     bitm_activations activations; /* never AUTO */
-    bitm_pool pool;
+    bitm_pool *pool;
     uint32_t max_tokens; /* packed at once */
     uint32_t max_length; /* of a sequence */
+    uint32_t slice_tokens; /* of a slice at most */
     bitm_input_buffers inputs;
     uint8_t *scratch; /* [n_threads, scratch_bytes] of the products at work */
     size_t scratch_bytes;
@@ -72,6 +76,21 @@ void bitm_backend_linears(bitm_backend *backend, uint32_t n_linears,
 void bitm_backend_linear(bitm_backend *backend, const bitm_linear *linear, uint32_t activation,
                          const float *inputs, uint32_t n_tokens, const bitm_spans *spans,
                          float *outputs);
+
+/* Where what follows treats each token alone, tokens are cut into slices, of which one thread at a
+ * time takes each through all of it: then what one operation writes is still in that thread's cache
+ * when the next one reads it.
+ *
+ * bitm_backend_slice: tokens of a slice from a layer's attention on; n_tokens, where they are too
+ * few for all threads or where a quantizer looks at whole sequences.
+ * bitm_backend_slice_room: tokens of the slices of all threads, or in one that is not cut, at most.
+ * bitm_backend_of_worker: the same backend on thread number `worker` alone, for slices of n_tokens.
+ */
+uint32_t bitm_backend_slice(const bitm_backend *backend, const bitm_layer *layer,
+                            uint32_t n_tokens);
+uint32_t bitm_backend_slice_room(const bitm_backend *backend);
+bitm_backend bitm_backend_of_worker(const bitm_backend *backend, uint32_t worker,
+                                    uint32_t n_tokens);
 
 /* context [n_queries, A] = attention of a layer within each sequence; x [n_tokens, H] are the
  * layer's inputs, query [n_queries, A], key and value [n_tokens, A] their linears' outputs, which

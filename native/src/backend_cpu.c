@@ -7,6 +7,8 @@ enum {
     TOKEN_TASKS_A_THREAD = 8, /* these cost nothing more, and neighbours slow one thread down */
     PREPARED_OUTPUTS = 200,   /* that take as long as preparing a block of tokens */
     TASK_TOKENS = 8,          /* tokens that one task of the other operations treats */
+    SLICE_TOKENS = 16,        /* of a slice: their floats leave room in a second cache */
+    PREPARED_SLICE_TOKENS = 32, /* where weights are what a product prepares, for so many */
 };
 
 static uint32_t n_blocks(uint32_t n, uint32_t block)
@@ -82,6 +84,17 @@ static size_t scratch_bytes(const bitm_backend *backend)
     return (most + BITM_ARENA_ALIGNMENT - 1) / BITM_ARENA_ALIGNMENT * BITM_ARENA_ALIGNMENT;
 }
 
+static uint32_t slice_tokens(const bitm_backend *backend)
+{
+    uint64_t ops = bitm_backend_ops(backend->network, backend->activations);
+    for (int op = 0; op < BITM_N_OPS; op++) {
+        const bitm_packing *packing = backend->kernels->packing[op];
+        if ((ops >> op & 1) != 0 && packing != NULL && packing->token_block == 0)
+            return PREPARED_SLICE_TOKENS;
+    }
+    return SLICE_TOKENS;
+}
+
 void bitm_backend_layout(bitm_backend *backend, bitm_arena *arena, uint32_t max_tokens,
                          uint32_t max_length, uint32_t n_threads)
 {
@@ -89,7 +102,10 @@ void bitm_backend_layout(bitm_backend *backend, bitm_arena *arena, uint32_t max_
     needs n = needs_of(backend->network, backend->activations);
     backend->max_tokens = max_tokens;
     backend->max_length = max_length;
-    bitm_pool_layout(&backend->pool, arena, n_threads);
+    bitm_pool_layout(backend->pool, arena, n_threads);
+    inputs->code_bytes = n.code_bytes;
+    inputs->n_floats = n.floats;
+    inputs->n_scratch = n.widest;
     inputs->codes = bitm_arena_take(arena, max_tokens, n.code_bytes);
     inputs->floats = bitm_arena_take(arena, max_tokens, n.floats * sizeof(float));
     inputs->scratch = bitm_arena_take(arena, n_threads, n.widest * sizeof(int16_t));
@@ -99,11 +115,58 @@ void bitm_backend_layout(bitm_backend *backend, bitm_arena *arena, uint32_t max_
     inputs->code_sum = bitm_arena_take(arena, max_tokens, sizeof(int32_t));
     inputs->ones = bitm_arena_take(arena, max_tokens, sizeof(float));
     inputs->extremes = bitm_arena_take(arena, max_tokens, 2 * sizeof(float));
+    backend->slice_tokens = slice_tokens(backend);
     backend->scratch_bytes = scratch_bytes(backend);
     backend->scratch = bitm_arena_take(arena, n_threads, backend->scratch_bytes);
     bitm_attention_layout(backend, arena);
     for (uint32_t t = 0; inputs->ones != NULL && t < max_tokens; t++)
         inputs->ones[t] = 1.0F;
+}
+
+/* ---- Slices ---- */
+
+static bool can_slice(const bitm_layer *layer)
+{
+    return !bitm_is_of_sequences(&layer->attention_output) &&
+           !bitm_is_of_sequences(&layer->intermediate) && !bitm_is_of_sequences(&layer->output);
+}
+
+uint32_t bitm_backend_slice(const bitm_backend *backend, const bitm_layer *layer, uint32_t n_tokens)
+{
+    const uint32_t n_threads = backend->pool->n_threads, most = backend->slice_tokens;
+    if (!can_slice(layer) || n_tokens <= n_threads * most) return n_tokens;
+    if (n_threads == 1) return most;
+    /* As many for each thread, so that they end together. */
+    uint32_t n_each = n_blocks(n_tokens, n_threads * most);
+    return n_blocks(n_blocks(n_tokens, n_each * n_threads), TASK_TOKENS) * TASK_TOKENS;
+}
+
+uint32_t bitm_backend_slice_room(const bitm_backend *backend)
+{
+    const bitm_network *network = backend->network;
+    for (uint32_t i = 0; i < network->config->n_layers; i++)
+        if (!can_slice(&network->layers[i])) return backend->max_tokens;
+    return smaller(backend->max_tokens, backend->pool->n_threads * backend->slice_tokens);
+}
+
+bitm_backend bitm_backend_of_worker(const bitm_backend *backend, uint32_t worker, uint32_t n_tokens)
+{
+    static bitm_pool alone = {.n_threads = 1};
+    const size_t first = (size_t)worker * n_tokens;
+    bitm_backend one = *backend;
+    bitm_input_buffers *inputs = &one.inputs;
+    one.pool = &alone;
+    inputs->codes += first * inputs->code_bytes;
+    inputs->floats += first * inputs->n_floats;
+    inputs->scratch += worker * inputs->n_scratch;
+    inputs->token_step += first;
+    inputs->token_sum += first;
+    inputs->token_base += first;
+    inputs->code_sum += first;
+    inputs->ones += first;
+    inputs->extremes += 2 * first;
+    one.scratch += worker * one.scratch_bytes;
+    return one;
 }
 
 /* ---- Linears ---- */
@@ -327,7 +390,7 @@ static void add_product(const bitm_backend *backend, const bitm_linear *linear, 
                    .run = product_kernel(backend->kernels, op),
                    .n_tokens = n_tokens,
                    .n_outputs = linear->rows};
-    cut_product(backend->pool.n_threads, backend->kernels->packing[op], p);
+    cut_product(backend->pool->n_threads, backend->kernels->packing[op], p);
 }
 
 /* Products wait for each other where the second changes inputs or adds to outputs of the first. */
@@ -344,14 +407,14 @@ static void run_linears(bitm_backend *backend, uint32_t n_linears,
             const bitm_branch *branch = &linear->branches[k];
             bool serve = bitm_inputs_serve(backend, &inputs, last, branch);
             if (!serve || k > 0 || waiting.n == MAX_PRODUCTS)
-                run_products(&backend->pool, &waiting);
+                run_products(backend->pool, &waiting);
             if (!serve)
                 bitm_inputs_make(backend, branch, x, n_tokens, linear->columns, spans, &inputs);
             last = branch;
             add_product(backend, linear, k, activation, &inputs, n_tokens, outputs[i], &waiting);
         }
     }
-    run_products(&backend->pool, &waiting);
+    run_products(backend->pool, &waiting);
 }
 
 void bitm_backend_linears(bitm_backend *backend, uint32_t n_linears,
@@ -401,5 +464,5 @@ void bitm_backend_add_norm(bitm_backend *backend, const float *x, const float *r
                        .n_tokens = n_tokens,
                        .n = n,
                        .y = y};
-    bitm_pool_run(&backend->pool, n_blocks(n_tokens, TASK_TOKENS), add_norm_task, &work);
+    bitm_pool_run(backend->pool, n_blocks(n_tokens, TASK_TOKENS), add_norm_task, &work);
 }

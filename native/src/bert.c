@@ -39,7 +39,7 @@ static void embed(bitm_session *session)
 {
     const bitm_network *network = &session->model->network;
     uint32_t n_tokens = session->packed.n_tokens;
-    bitm_pool_run(&session->backend.pool, (n_tokens + TASK_TOKENS - 1) / TASK_TOKENS, embed_task,
+    bitm_pool_run(session->backend.pool, (n_tokens + TASK_TOKENS - 1) / TASK_TOKENS, embed_task,
                   session);
     bitm_backend_add_norm(&session->backend, session->hidden, NULL, &network->embedding_norm,
                           network->config->layer_norm_eps, n_tokens, network->config->hidden_size,
@@ -55,24 +55,72 @@ typedef struct outputs {
     float *x;         /* [R, H] the layer's inputs there; then its outputs */
 } outputs;
 
-/* output = the sum of attention and x, normalized; then that of the feed-forward part and it. */
+/* Some tokens on their way from attention to the layer's outputs. */
+typedef struct tokens {
+    uint32_t n;
+    const bitm_spans *spans; /* the sequences that they are of; NULL: not needed */
+    const float *context;    /* [n, A] */
+    float *intermediate;     /* [n, I], working memory as the next */
+    float *output;           /* [n, H] */
+    float *x;                /* [n, H] */
+} tokens;
+
+/* x = the sum of attention and x, normalized; then that of the feed-forward part and it. */
+static void finish_tokens(bitm_backend *backend, const bitm_layer *layer, const tokens *t)
+{
+    const bitm_file_config *config = backend->network->config;
+    bitm_backend_linear(backend, &layer->attention_output, BITM_ACTIVATION_NONE, t->context, t->n,
+                        t->spans, t->output);
+    bitm_backend_add_norm(backend, t->output, t->x, &layer->attention_norm, config->layer_norm_eps,
+                          t->n, config->hidden_size, t->x);
+
+    bitm_backend_linear(backend, &layer->intermediate, config->hidden_activation, t->x, t->n,
+                        t->spans, t->intermediate);
+    bitm_backend_linear(backend, &layer->output, BITM_ACTIVATION_NONE, t->intermediate, t->n,
+                        t->spans, t->output);
+    bitm_backend_add_norm(backend, t->output, t->x, &layer->output_norm, config->layer_norm_eps,
+                          t->n, config->hidden_size, t->x);
+}
+
+/* The slices of a layer's outputs. */
+typedef struct slices {
+    bitm_session *session;
+    const bitm_layer *layer;
+    const outputs *rows;
+    uint32_t n; /* tokens in each, but the last */
+} slices;
+
+static void slice_task(void *context, uint32_t task, uint32_t worker)
+{
+    const slices *s = context;
+    const bitm_session *session = s->session;
+    const bitm_network *network = &session->model->network;
+    const bitm_file_config *config = network->config;
+    const size_t first = (size_t)task * s->n, room = (size_t)worker * s->n;
+    const uint32_t n_left = s->rows->n - (uint32_t)first;
+    bitm_backend backend = bitm_backend_of_worker(&session->backend, worker, s->n);
+    finish_tokens(&backend, s->layer,
+                  &(tokens){.n = n_left < s->n ? n_left : s->n,
+                            .context = session->context + first * network->attention_size,
+                            .intermediate = session->intermediate + room * config->intermediate_size,
+                            .output = session->output + room * config->hidden_size,
+                            .x = s->rows->x + first * config->hidden_size});
+}
+
+/* From session->context to rows->x. */
 static void finish_layer(bitm_session *session, const bitm_layer *layer, const outputs *rows)
 {
-    bitm_backend *backend = &session->backend;
-    const bitm_file_config *config = session->model->network.config;
-    float *intermediate = session->intermediate; /* [R, I] */
-    float *output = session->output;             /* [R, H] */
-    bitm_backend_linear(backend, &layer->attention_output, BITM_ACTIVATION_NONE, session->context,
-                        rows->n, &rows->spans, output);
-    bitm_backend_add_norm(backend, output, rows->x, &layer->attention_norm, config->layer_norm_eps,
-                          rows->n, config->hidden_size, rows->x);
-
-    bitm_backend_linear(backend, &layer->intermediate, config->hidden_activation, rows->x, rows->n,
-                        &rows->spans, intermediate);
-    bitm_backend_linear(backend, &layer->output, BITM_ACTIVATION_NONE, intermediate, rows->n,
-                        &rows->spans, output);
-    bitm_backend_add_norm(backend, output, rows->x, &layer->output_norm, config->layer_norm_eps,
-                          rows->n, config->hidden_size, rows->x);
+    slices s = {session, layer, rows, bitm_backend_slice(&session->backend, layer, rows->n)};
+    if (s.n < rows->n)
+        bitm_pool_run(session->backend.pool, (rows->n + s.n - 1) / s.n, slice_task, &s);
+    else
+        finish_tokens(&session->backend, layer,
+                      &(tokens){.n = rows->n,
+                                .spans = &rows->spans,
+                                .context = session->context,
+                                .intermediate = session->intermediate,
+                                .output = session->output,
+                                .x = rows->x});
 }
 
 static void run_layer(bitm_session *session, const bitm_layer *layer)

@@ -132,7 +132,7 @@ void bitm_head_top_k(bitm_session *session, const bitm_row *rows, uint32_t n_row
         bitm_backend_linear(&session->backend, &network->mlm_decoder, BITM_ACTIVATION_NONE,
                             session->head_input + i * hidden_size, n, NULL, session->logits);
         top_k_work work = {session, rows + i, candidates, predictions};
-        bitm_pool_run(&session->backend.pool, n, top_k_task, &work);
+        bitm_pool_run(session->backend.pool, n, top_k_task, &work);
     }
 }
 

@@ -96,7 +96,7 @@ static void pass_task(void *context, uint32_t task, uint32_t worker)
 static void run_pass(const work *w, token_fn *run)
 {
     pass p = {w, run};
-    bitm_pool_run(&w->backend->pool, (w->n_tokens + TASK_TOKENS - 1) / TASK_TOKENS, pass_task, &p);
+    bitm_pool_run(w->backend->pool, (w->n_tokens + TASK_TOKENS - 1) / TASK_TOKENS, pass_task, &p);
 }
 
 static void find_extremes(const work *w, size_t token, uint32_t worker)

@@ -140,6 +140,15 @@ bitm_input_form bitm_inputs_form(bitm_activations activations, const bitm_branch
     return quantizer->lo >= -128 && quantizer->hi <= 127 ? BITM_INPUT_I8 : BITM_INPUT_I16;
 }
 
+bool bitm_is_of_sequences(const bitm_linear *linear)
+{
+    for (uint32_t k = 0; k < linear->n_branches; k++) {
+        const bitm_file_quantizer *quantizer = linear->branches[k].quantizer;
+        if (quantizer != NULL && quantizer->scope == BITM_SCOPE_SEQUENCE) return true;
+    }
+    return false;
+}
+
 /* Whether the runtime's codes of 8 bits are all that a linear takes. */
 static bool takes_bytes(const bitm_linear *linear, bitm_activations activations)
 {

@@ -8,6 +8,9 @@
 /* The form that the inputs of a branch take. */
 bitm_input_form bitm_inputs_form(bitm_activations activations, const bitm_branch *branch);
 
+/* Whether a quantizer of a linear's inputs looks at all tokens of a sequence. */
+bool bitm_is_of_sequences(const bitm_linear *linear);
+
 /* What a layer's attention multiplies. */
 typedef enum bitm_attention_form {
     BITM_ATTENTION_FLOAT,  /* softmax attention of floats */

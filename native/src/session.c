@@ -85,7 +85,8 @@ static void lay_out_floats(bitm_session *s, bitm_arena *arena)
     s->key = bitm_arena_take(arena, n, attention_bytes);
     s->value = bitm_arena_take(arena, n, attention_bytes);
     s->context = bitm_arena_take(arena, n, attention_bytes);
-    s->intermediate = bitm_arena_take(arena, n, config->intermediate_size * sizeof(float));
+    uint32_t slice_room = bitm_backend_slice_room(&s->backend);
+    s->intermediate = bitm_arena_take(arena, slice_room, config->intermediate_size * sizeof(float));
     s->output = bitm_arena_take(arena, n, hidden_bytes);
     s->head_input = bitm_arena_take(arena, n, hidden_bytes);
     s->head_output = bitm_arena_take(arena, n, hidden_bytes);
@@ -107,13 +108,14 @@ static bitm_session *lay_out(const bitm_model *model, const limits *l, bitm_aren
     s->max_length = l->max_length;
     s->max_tokens = l->max_tokens;
     s->max_rows = l->max_rows;
+    s->backend.pool = &s->pool;
     s->backend.network = &model->network;
     s->backend.kernels = &model->kernels;
     s->backend.activations = l->activations;
     if (model->device == NULL)
         bitm_backend_layout(&s->backend, arena, l->max_tokens, l->max_length, l->n_threads);
     else
-        bitm_pool_layout(&s->backend.pool, arena, l->n_threads);
+        bitm_pool_layout(&s->pool, arena, l->n_threads);
 
     s->packed.sequences = bitm_arena_take(arena, n, sizeof(uint32_t));
     s->packed.first = bitm_arena_take(arena, n + 1, sizeof(uint32_t));
@@ -210,7 +212,7 @@ bitm_status bitm_session_create(const bitm_model *model, const bitm_session_opti
     created->allocator = model->allocator;
     created->allocation = allocation;
     atomic_flag_clear(&created->busy);
-    bitm_status status = bitm_pool_start(&created->backend.pool, err);
+    bitm_status status = bitm_pool_start(&created->pool, err);
     if (status == BITM_OK && model->device != NULL) {
         bitm_device_limits wanted = {l.max_tokens, l.max_length, l.max_rows, l.activations};
         status = model->device->session_create(model->device_model, &wanted, &created->device, err);
@@ -226,7 +228,7 @@ bitm_status bitm_session_create(const bitm_model *model, const bitm_session_opti
 void bitm_session_free(bitm_session *session)
 {
     if (session == NULL) return;
-    bitm_pool_stop(&session->backend.pool);
+    bitm_pool_stop(&session->pool);
     if (session->device != NULL) session->model->device->session_free(session->device);
     bitm_allocator allocator = session->allocator;
     if (session->allocation != NULL) allocator.release(allocator.context, session->allocation);
@@ -234,7 +236,7 @@ void bitm_session_free(bitm_session *session)
 
 uint32_t bitm_session_threads(const bitm_session *session)
 {
-    return session != NULL ? session->backend.pool.n_threads : 0;
+    return session != NULL ? session->pool.n_threads : 0;
 }
 
 /* ---- What is asked for ---- */
@@ -551,7 +553,7 @@ static void clear_output(const job *j)
 
 static bitm_status run_job(bitm_session *session, const job *j, bitm_error *err)
 {
-    BITM_TRY(bitm_pool_revive(&session->backend.pool, err));
+    BITM_TRY(bitm_pool_revive(&session->pool, err));
     clear_output(j);
     session->n_rows = 0;
     for (uint32_t sequence = 0; sequence < j->batch->n_sequences;) {

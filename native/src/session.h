@@ -37,6 +37,7 @@ struct bitm_session {
     uint32_t max_batch, max_length;
     uint32_t max_tokens; /* packed at once: a batch of more is run in parts */
     uint32_t max_rows;   /* that a head treats at once */
+    bitm_pool pool;
     bitm_backend backend;
     bitm_device_session *device; /* runs the forward pass; NULL: the backend does */
     bitm_packed packed;
@@ -49,7 +50,7 @@ struct bitm_session {
     /* Floats of the forward pass (H hidden, A attention, I intermediate size). */
     float *hidden;                        /* [max_tokens, H] */
     float *query, *key, *value, *context; /* [max_tokens, A] */
-    float *intermediate;                  /* [max_tokens, I] */
+    float *intermediate;                  /* [bitm_backend_slice_room, I] */
     float *output;                        /* [max_tokens, H] */
     float *head_input;                    /* [max_tokens, H] */
     float *head_output;                   /* [max_tokens, H] */
