@@ -85,8 +85,7 @@ bool bitm_backend_can_choose(const bitm_network *network, const bitm_layer *laye
 {
     return bitm_attention_form_of(network, layer, BITM_ACTIVATIONS_FLOAT32) !=
                BITM_ATTENTION_GENERAL &&
-           !bitm_is_of_sequences(&layer->query) && !bitm_is_of_sequences(&layer->attention_output) &&
-           !bitm_is_of_sequences(&layer->intermediate) && !bitm_is_of_sequences(&layer->output);
+           !bitm_is_of_sequences(&layer->query) && bitm_backend_can_slice(layer);
 }
 
 void bitm_backend_attention(bitm_backend *backend, const bitm_layer *layer, const bitm_spans *spans,

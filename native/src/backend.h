@@ -52,8 +52,8 @@ typedef struct bitm_backend {
     const bitm_kernel_table *kernels;
     bitm_activations activations; /* never AUTO */
     bitm_pool *pool;
-    uint32_t max_tokens; /* packed at once */
-    uint32_t max_length; /* of a sequence */
+    uint32_t max_tokens;   /* packed at once */
+    uint32_t max_length;   /* of a sequence */
     uint32_t slice_tokens; /* of a slice at most */
     bitm_input_buffers inputs;
     uint8_t *scratch; /* [n_threads, scratch_bytes] of the products at work */
@@ -81,11 +81,14 @@ void bitm_backend_linear(bitm_backend *backend, const bitm_linear *linear, uint3
  * time takes each through all of it: then what one operation writes is still in that thread's cache
  * when the next one reads it.
  *
- * bitm_backend_slice: tokens of a slice from a layer's attention on; n_tokens, where they are too
- * few for all threads or where a quantizer looks at whole sequences.
+ * bitm_backend_can_slice: whether what follows a layer's attention does so: no quantizer looks at
+ * whole sequences.
+ * bitm_backend_slice: tokens of a slice there; n_tokens, where they are too few for all threads or
+ * cannot be cut.
  * bitm_backend_slice_room: tokens of the slices of all threads, or in one that is not cut, at most.
  * bitm_backend_of_worker: the same backend on thread number `worker` alone, for slices of n_tokens.
  */
+bool bitm_backend_can_slice(const bitm_layer *layer);
 uint32_t bitm_backend_slice(const bitm_backend *backend, const bitm_layer *layer,
                             uint32_t n_tokens);
 uint32_t bitm_backend_slice_room(const bitm_backend *backend);

@@ -2,12 +2,12 @@
 #include "inputs.h"
 
 enum {
-    TASK_OUTPUTS = 64,        /* outputs of a product that one task computes at least */
-    TASKS_A_THREAD = 2,       /* of outputs, so that threads end together */
-    TOKEN_TASKS_A_THREAD = 8, /* these cost nothing more, and neighbours slow one thread down */
-    PREPARED_OUTPUTS = 200,   /* that take as long as preparing a block of tokens */
-    TASK_TOKENS = 8,          /* tokens that one task of the other operations treats */
-    SLICE_TOKENS = 16,        /* of a slice: their floats leave room in a second cache */
+    TASK_OUTPUTS = 64,          /* outputs of a product that one task computes at least */
+    TASKS_A_THREAD = 2,         /* of outputs, so that threads end together */
+    TOKEN_TASKS_A_THREAD = 8,   /* these cost nothing more, and neighbours slow one thread down */
+    PREPARED_OUTPUTS = 200,     /* that take as long as preparing a block of tokens */
+    TASK_TOKENS = 8,            /* tokens that one task of the other operations treats */
+    SLICE_TOKENS = 16,          /* of a slice: their floats leave room in a second cache */
     PREPARED_SLICE_TOKENS = 32, /* where weights are what a product prepares, for so many */
 };
 
@@ -125,7 +125,7 @@ void bitm_backend_layout(bitm_backend *backend, bitm_arena *arena, uint32_t max_
 
 /* ---- Slices ---- */
 
-static bool can_slice(const bitm_layer *layer)
+bool bitm_backend_can_slice(const bitm_layer *layer)
 {
     return !bitm_is_of_sequences(&layer->attention_output) &&
            !bitm_is_of_sequences(&layer->intermediate) && !bitm_is_of_sequences(&layer->output);
@@ -134,7 +134,7 @@ static bool can_slice(const bitm_layer *layer)
 uint32_t bitm_backend_slice(const bitm_backend *backend, const bitm_layer *layer, uint32_t n_tokens)
 {
     const uint32_t n_threads = backend->pool->n_threads, most = backend->slice_tokens;
-    if (!can_slice(layer) || n_tokens <= n_threads * most) return n_tokens;
+    if (!bitm_backend_can_slice(layer) || n_tokens <= n_threads * most) return n_tokens;
     if (n_threads == 1) return most;
     /* As many for each thread, so that they end together. */
     uint32_t n_each = n_blocks(n_tokens, n_threads * most);
@@ -145,7 +145,7 @@ uint32_t bitm_backend_slice_room(const bitm_backend *backend)
 {
     const bitm_network *network = backend->network;
     for (uint32_t i = 0; i < network->config->n_layers; i++)
-        if (!can_slice(&network->layers[i])) return backend->max_tokens;
+        if (!bitm_backend_can_slice(&network->layers[i])) return backend->max_tokens;
     return smaller(backend->max_tokens, backend->pool->n_threads * backend->slice_tokens);
 }
 
@@ -406,8 +406,7 @@ static void run_linears(bitm_backend *backend, uint32_t n_linears,
         for (uint32_t k = 0; k < BITM_MAX_BRANCHES && k < linear->n_branches; k++) {
             const bitm_branch *branch = &linear->branches[k];
             bool serve = bitm_inputs_serve(backend, &inputs, last, branch);
-            if (!serve || k > 0 || waiting.n == MAX_PRODUCTS)
-                run_products(backend->pool, &waiting);
+            if (!serve || k > 0 || waiting.n == MAX_PRODUCTS) run_products(backend->pool, &waiting);
             if (!serve)
                 bitm_inputs_make(backend, branch, x, n_tokens, linear->columns, spans, &inputs);
             last = branch;

@@ -99,12 +99,13 @@ static void slice_task(void *context, uint32_t task, uint32_t worker)
     const size_t first = (size_t)task * s->n, room = (size_t)worker * s->n;
     const uint32_t n_left = s->rows->n - (uint32_t)first;
     bitm_backend backend = bitm_backend_of_worker(&session->backend, worker, s->n);
-    finish_tokens(&backend, s->layer,
-                  &(tokens){.n = n_left < s->n ? n_left : s->n,
-                            .context = session->context + first * network->attention_size,
-                            .intermediate = session->intermediate + room * config->intermediate_size,
-                            .output = session->output + room * config->hidden_size,
-                            .x = s->rows->x + first * config->hidden_size});
+    finish_tokens(
+        &backend, s->layer,
+        &(tokens){.n = n_left < s->n ? n_left : s->n,
+                  .context = session->context + first * network->attention_size,
+                  .intermediate = session->intermediate + room * config->intermediate_size,
+                  .output = session->output + room * config->hidden_size,
+                  .x = s->rows->x + first * config->hidden_size});
 }
 
 /* From session->context to rows->x. */
