@@ -202,6 +202,16 @@ static inline size_t bitm_attention_room(size_t n_tokens, size_t head_size)
     return (n_tokens + 15) / 16 * 16 * (BITM_ATTENTION_QUERIES + 2 * head_size);
 }
 
+/* Asks the second cache for up to n rows of a head from row `first` on, of `end`: no prefetcher
+ * follows pieces that are a stride apart. */
+static inline void bitm_attention_ask(const bitm_attention *a, const float *rows, size_t first,
+                                      size_t n, size_t end)
+{
+    for (size_t j = first; j < first + n && j < end; j++)
+        for (uint32_t d = 0; d < a->head_size; d += 16)
+            __builtin_prefetch(rows + j * a->stride + d, 0, 2);
+}
+
 enum { BITM_ATTENTION_CHUNK = 16 }; /* keys side by side: as many as a sum has lanes */
 
 /* How kernels that lay keys and values out anew use that room. */
@@ -221,9 +231,12 @@ static inline bitm_attention_head bitm_attention_open(const bitm_attention *a)
     h.n_padded = (a->n_tokens + chunk - 1) / chunk * chunk;
     h.keys = h.scores + BITM_ATTENTION_QUERIES * h.n_padded;
     h.values = h.keys + h.n_padded * a->head_size;
-    for (size_t j = 0; j < a->n_tokens; j++)
+    for (size_t j = 0; j < a->n_tokens; j++) {
+        bitm_attention_ask(a, a->value, j + chunk, 1, a->n_tokens);
+        bitm_attention_ask(a, a->key, j, 1, a->n_tokens);
         memcpy(h.values + j * a->head_size, a->value + j * a->stride,
                a->head_size * sizeof *h.values);
+    }
     return h;
 }
 

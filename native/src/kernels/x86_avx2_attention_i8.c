@@ -56,6 +56,8 @@ static void lay_out_keys(const bitm_attention *a, const bitm_attention_codes *c)
 {
     int16_t *laid_out = c->keys, *rows = c->values; /* [LANES, n_columns]: values come later */
     for (size_t j = 0; j < c->n_padded; j += LANES) {
+        bitm_attention_ask(a, a->key, j + LANES, LANES, a->n_tokens);
+        bitm_attention_ask(a, a->value, j, LANES, a->n_tokens);
         memset(rows, 0, LANES * c->n_columns * sizeof *rows);
         for (size_t i = 0; i < LANES && j + i < a->n_tokens; i++)
             c->key_step[j + i] = quantize_token(a->key + (j + i) * a->stride, a->head_size,
@@ -248,6 +250,7 @@ void bitm_attention_i8__avx2(const bitm_attention *attention, uint32_t token, ui
     for (size_t query = token; query < end; query += QUERIES) {
         uint32_t n = smaller(QUERIES, (uint32_t)(end - query)), i = 0;
         float factor[QUERIES];
+        bitm_attention_ask(attention, attention->query, query + n, QUERIES, end);
         find_scores(attention, &c, query, n);
         for (uint32_t row = 0; row < n; row++)
             factor[row] = find_codes(&c, attention->n_tokens, row);

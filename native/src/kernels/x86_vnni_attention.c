@@ -36,6 +36,8 @@ static void lay_out_keys(const bitm_attention *a, const bitm_attention_codes *c)
     uint8_t *laid_out = c->keys;
     for (size_t j = 0; j < c->n_padded; j += CHUNK, laid_out += CHUNK * c->n_columns) {
         const uint32_t n = smaller(CHUNK, (uint32_t)(a->n_tokens - j));
+        bitm_attention_ask(a, a->key, j + CHUNK, CHUNK, a->n_tokens);
+        bitm_attention_ask(a, a->value, j, CHUNK, a->n_tokens);
         int8_t *codes = c->values; /* [CHUNK, head_size]: values are laid out later */
         float unused_sum;
         for (uint32_t i = 0; i < n; i++)
@@ -300,6 +302,7 @@ void bitm_attention_i8__vnni(const bitm_attention *attention, uint32_t token, ui
     const size_t end = (size_t)token + n_tokens;
     for (size_t query = token; query < end; query += QUERIES) {
         uint32_t n = smaller(QUERIES, (uint32_t)(end - query)), i = 0;
+        bitm_attention_ask(attention, attention->query, query + n, QUERIES, end);
         const query_block block = quantize_queries(attention, &c, query, n);
         find_scores(&c, &block, n);
         for (; i + TILE <= n; i += TILE)
