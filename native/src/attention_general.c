@@ -206,6 +206,7 @@ typedef struct head {
     uint8_t *scratch;  /* of a product */
     /* Quantized operands. */
     bitm_code_rows queries, keys, values;
+    bool scales_steps; /* scores are scaled by the queries' steps */
     int32_t *query_sums, *value_sums;
     uint64_t *probabilities; /* [ROWS, planes, words] */
     int16_t *codes;
@@ -250,6 +251,26 @@ static const uint64_t *planes_of_head(const head *h, int operand,
     return backend->attention.planes[operand] + h->first * *stride + h->number * words;
 }
 
+static bool are_ordinary(const float *steps, uint32_t n)
+{
+    bool are = true;
+    for (uint32_t i = 0; i < n; i++)
+        are = are && steps[i] > 0x1p-50F && steps[i] < 0x1p50F;
+    return are;
+}
+
+/* Whether it changes no bit of scores to scale the queries' steps in their place: by a power of 2,
+ * where no product of steps and integers leaves the normal floats. */
+static bool can_scale_steps(const head *h)
+{
+    const bitm_attention_buffers *buffers = &h->w->backend->attention;
+    int exponent;
+    return frexpf(h->w->backend->network->config->score_scale, &exponent) == 0.5F &&
+           exponent > -20 && exponent <= 1 &&
+           are_ordinary(buffers->step[QUERY] + h->first, h->n_tokens) &&
+           are_ordinary(buffers->step[KEY] + h->first, h->n_tokens);
+}
+
 static void open_queries_and_keys(head *h)
 {
     const bitm_layer *layer = h->w->layer;
@@ -263,6 +284,7 @@ static void open_queries_and_keys(head *h)
     bitm_code_rows_weigh(&h->keys, of_key, h->w->backend->kernels->packing[score_product(layer)]);
     if (h->keys.are_weights && !bitm_is_sign(of_query))
         bitm_code_rows_sum(&h->queries, h->query_sums);
+    h->scales_steps = h->keys.are_weights && can_scale_steps(h);
 }
 
 /* With bases: sums of values are wanted, too. */
@@ -318,9 +340,12 @@ static void integer_products(const head *h, size_t i, uint32_t n, float scale)
     bitm_planes query = h->queries.planes;
     query.bits += i * query.n_planes * words;
     if (h->keys.are_weights) {
+        float steps[ROWS];
+        for (uint32_t r = 0; r < n; r++)
+            steps[r] = h->scales_steps ? query_step[r] * scale : query_step[r];
         multiply_rows(h, score_product(h->w->layer), &h->keys, &query, h->query_sums + i, n,
-                      key_step, query_step, h->scores, n_tokens);
-        for (size_t j = 0; scale != 1.0F && j < n * n_tokens; j++)
+                      key_step, steps, h->scores, n_tokens);
+        for (size_t j = 0; !h->scales_steps && scale != 1.0F && j < n * n_tokens; j++)
             h->scores[j] *= scale;
         return;
     }
