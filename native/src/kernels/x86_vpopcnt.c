@@ -19,6 +19,7 @@ enum {
     TOKENS = 8,             /* with VECTORS: 16 of the 32 registers are sums */
     BLOCK = 48,             /* words of a row brought in order at a time, if they are not packed */
     SPAN = 128,             /* tokens whose constant parts are found at a time */
+    UNEQUAL = -2,           /* what a bit that differs adds to a sum of signs */
 };
 
 /* ---- The packing: [plane, panel, word, output], words of 32 inputs ---- */
@@ -107,12 +108,11 @@ INLINE void add_counts(work *w, const counts *sums, int32_t factor, const uint32
         }
 }
 
-/* Adds factor * popcount(weights AND plane); planes of tokens are `stride` bytes apart. */
-INLINE void count_common(work *w, const uint32_t *panel, const uint8_t *planes, size_t stride,
-                         uint32_t n_words, int32_t factor, const uint32_t n_tokens, bool is_first)
+/* popcount(weights AND plane); planes of tokens are `stride` bytes apart. */
+INLINE void count_common(const uint32_t *panel, const uint8_t *planes, size_t stride,
+                         uint32_t n_words, const uint32_t n_tokens, counts *sums)
 {
-    counts sums;
-    clear(&sums, n_tokens);
+    clear(sums, n_tokens);
     for (size_t word = 0; word < n_words; word++, panel += OUTPUTS) {
 #pragma GCC unroll 8
         for (uint32_t t = 0; t < n_tokens; t++) {
@@ -120,22 +120,18 @@ INLINE void count_common(work *w, const uint32_t *panel, const uint8_t *planes, 
 #pragma GCC unroll 2
             for (uint32_t k = 0; k < VECTORS; k++) {
                 __m512i common = _mm512_and_si512(x, _mm512_loadu_si512(panel + 16 * k));
-                sums.v[t][k] = _mm512_add_epi32(sums.v[t][k], _mm512_popcnt_epi32(common));
+                sums->v[t][k] = _mm512_add_epi32(sums->v[t][k], _mm512_popcnt_epi32(common));
             }
         }
     }
-    add_counts(w, &sums, factor, n_tokens, is_first);
 }
 
-/* Adds -2 * popcount((weights XOR sign) AND nonzero). */
-INLINE void count_unequal(work *w, const uint32_t *panel, const uint8_t *nonzero,
-                          const uint8_t *sign, uint32_t n_words, const uint32_t n_tokens,
-                          bool is_first)
+/* popcount((weights XOR sign) AND nonzero). */
+INLINE void count_unequal(const uint32_t *panel, const uint8_t *nonzero, const uint8_t *sign,
+                          size_t stride, uint32_t n_words, const uint32_t n_tokens, counts *sums)
 {
     enum { FIRST_XOR_SECOND_AND_THIRD = 0x28 };
-    const size_t stride = w->stride;
-    counts sums;
-    clear(&sums, n_tokens);
+    clear(sums, n_tokens);
     for (size_t word = 0; word < n_words; word++, panel += OUTPUTS) {
 #pragma GCC unroll 8
         for (uint32_t t = 0; t < n_tokens; t++) {
@@ -145,14 +141,22 @@ INLINE void count_unequal(work *w, const uint32_t *panel, const uint8_t *nonzero
             for (uint32_t k = 0; k < VECTORS; k++) {
                 __m512i unequal = _mm512_ternarylogic_epi32(_mm512_loadu_si512(panel + 16 * k), s,
                                                             n, FIRST_XOR_SECOND_AND_THIRD);
-                sums.v[t][k] = _mm512_add_epi32(sums.v[t][k], _mm512_popcnt_epi32(unequal));
+                sums->v[t][k] = _mm512_add_epi32(sums->v[t][k], _mm512_popcnt_epi32(unequal));
             }
         }
     }
-    add_counts(w, &sums, -2, n_tokens, is_first);
 }
 
 /* ---- The product ---- */
+
+/* Adds factor * the common bits to the tile's dots. */
+INLINE void add_common(work *w, const uint32_t *panel, const uint8_t *planes, size_t stride,
+                       uint32_t n_words, int32_t factor, const uint32_t n_tokens, bool is_first)
+{
+    counts sums;
+    count_common(panel, planes, stride, n_words, n_tokens, &sums);
+    add_counts(w, &sums, factor, n_tokens, is_first);
+}
 
 /* A ternary product with signs adds up where both are positive or both negative. */
 INLINE void add_ternary_signs(work *w, const uint32_t *nonzero, const uint32_t *positive,
@@ -167,10 +171,10 @@ INLINE void add_ternary_signs(work *w, const uint32_t *nonzero, const uint32_t *
             plus[t][i] = exists & sign;
             minus[t][i] = exists & ~sign;
         }
-    count_common(w, positive, of_plus, sizeof *plus, n_words, 2, n_tokens, is_first);
-    count_common(w, nonzero, of_plus, sizeof *plus, n_words, -1, n_tokens, false);
-    count_common(w, positive, of_minus, sizeof *minus, n_words, -2, n_tokens, false);
-    count_common(w, nonzero, of_minus, sizeof *minus, n_words, 1, n_tokens, false);
+    add_common(w, positive, of_plus, sizeof *plus, n_words, 2, n_tokens, is_first);
+    add_common(w, nonzero, of_plus, sizeof *plus, n_words, -1, n_tokens, false);
+    add_common(w, positive, of_minus, sizeof *minus, n_words, -2, n_tokens, false);
+    add_common(w, nonzero, of_minus, sizeof *minus, n_words, 1, n_tokens, false);
 }
 
 /* Adds the products with words [word, word + n_words) of a panel. */
@@ -182,14 +186,16 @@ INLINE void add_block(work *w, const uint32_t *nonzero, const uint32_t *positive
     if (w->kind == CODES_SIGN && w->ternary) {
         add_ternary_signs(w, nonzero, positive, planes, n_words, n_tokens, is_first);
     } else if (w->kind == CODES_SIGN) {
-        count_unequal(w, positive, planes, planes + plane_bytes, n_words, n_tokens, is_first);
+        counts sums;
+        count_unequal(positive, planes, planes + plane_bytes, w->stride, n_words, n_tokens, &sums);
+        add_counts(w, &sums, UNEQUAL, n_tokens, is_first);
     } else {
         for (uint32_t p = 0; p < w->gemm->n_planes; p++, planes += plane_bytes) {
             int32_t weight = w->gemm->plane_weights[p];
-            count_common(w, positive, planes, w->stride, n_words, 2 * weight, n_tokens, is_first);
+            add_common(w, positive, planes, w->stride, n_words, 2 * weight, n_tokens, is_first);
             is_first = false;
             if (w->ternary)
-                count_common(w, nonzero, planes, w->stride, n_words, -weight, n_tokens, false);
+                add_common(w, nonzero, planes, w->stride, n_words, -weight, n_tokens, false);
         }
     }
 }
@@ -240,6 +246,46 @@ INLINE void store_tile(const work *w, uint32_t token, uint32_t n_tokens, const i
     }
 }
 
+/* Whether a panel's sums are counts of one plane, and its outputs are those numbers scaled. */
+INLINE bool is_simple(const work *w)
+{
+    const bitm_gemm *gemm = w->gemm;
+    return !w->ternary && (w->kind == CODES_SIGN || gemm->n_planes == 1) && gemm->packed != NULL &&
+           is_plain(gemm) && gemm->activation == BITM_ACTIVATION_NONE;
+}
+
+/* As multiply_tile, of what is simple: counts become outputs in registers. */
+INLINE void multiply_simple_tile(const work *w, uint32_t token, const int32_t *parts,
+                                 uint32_t first, uint32_t output, uint32_t end,
+                                 const uint32_t n_tokens)
+{
+    const bitm_gemm gemm = *w->gemm;
+    const uint8_t *planes = w->planes;
+    const uint32_t *panel = find_panel(w, 0, first, 0, w->n_words, NULL);
+    int32_t factor = UNEQUAL;
+    counts sums;
+    if (w->kind == CODES_SIGN) {
+        count_unequal(panel, planes, planes + w->n_words * sizeof *panel, w->stride, w->n_words,
+                      n_tokens, &sums);
+    } else {
+        count_common(panel, planes, w->stride, w->n_words, n_tokens, &sums);
+        factor = 2 * gemm.plane_weights[0];
+    }
+#pragma GCC unroll 2
+    for (uint32_t k = 0; k < VECTORS; k++) {
+        const __mmask16 lanes = outputs_between(first + 16 * k, output, end);
+        if (lanes == 0) continue;
+        const epilogue e = begin_epilogue(&gemm, first + 16 * k, lanes);
+#pragma GCC unroll 8
+        for (uint32_t t = 0; t < n_tokens; t++) {
+            __m512i dot = _mm512_mullo_epi32(sums.v[t][k], _mm512_set1_epi32(factor));
+            dot = _mm512_add_epi32(dot, _mm512_set1_epi32(parts[t]));
+            finish_outputs(&gemm, &e, token + t, _mm512_cvtepi32_ps(dot), true,
+                           BITM_ACTIVATION_NONE);
+        }
+    }
+}
+
 /* Tokens of the tile and the panel that starts with output `first`, of [output, end). */
 INLINE void multiply_tile(work *w, uint32_t token, const int32_t *parts, uint32_t first,
                           uint32_t output, uint32_t end, const uint32_t n_tokens)
@@ -247,6 +293,10 @@ INLINE void multiply_tile(work *w, uint32_t token, const int32_t *parts, uint32_
     const bitm_gemm *gemm = w->gemm;
     _Alignas(64) uint32_t room[2][BLOCK * OUTPUTS];
     w->planes = (const uint8_t *)gemm->inputs + token * w->stride;
+    if (is_simple(w)) {
+        multiply_simple_tile(w, token, parts, first, output, end, n_tokens);
+        return;
+    }
     for (uint32_t word = 0; word < w->n_words; word += BLOCK) {
         uint32_t n_words = smaller(BLOCK, w->n_words - word);
         const uint32_t *nonzero = find_panel(w, 0, first, word, n_words, room[0]);
