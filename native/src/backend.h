@@ -115,9 +115,9 @@ void bitm_backend_add_norm(bitm_backend *backend, const float *x, const float *r
 /* The ops that a network runs with these activations: bit i for bitm_op i. */
 uint64_t bitm_backend_ops(const bitm_network *network, bitm_activations activations);
 
-/* Packs the weights of a bound network as its kernels want them, in every activation mode.  The
- * arena measures first and places in a second call; a kernel that reads the file's layout takes
- * nothing. */
+/* Packs the weights of a bound network as its kernels want them, in every activation mode, and
+ * finds limits where a GELU need not be computed.  The arena measures first and places in a second
+ * call; a kernel that reads the file's layout takes nothing. */
 void bitm_backend_pack(bitm_network *network, const bitm_kernel_table *kernels, bitm_arena *arena);
 
 #endif

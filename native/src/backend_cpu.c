@@ -310,6 +310,22 @@ static uint64_t branch_ops(const bitm_branch *branch, bitm_activations activatio
     return ops | (in_planes ? OP(quantize_planes) : OP(quantize));
 }
 
+/* Whether the inputs of a layer's last linear are codes of a GELU's values that are told without
+ * it.
+ */
+static bool takes_gelu_bits(const bitm_network *network, const bitm_layer *layer,
+                            bitm_quantization *quantization)
+{
+    const bitm_branch *branch = &layer->output.branches[0];
+    if (network->config->hidden_activation != BITM_ACTIVATION_GELU ||
+        layer->output.n_branches != 1 || branch->quantizer == NULL || branch->rms_gain != NULL ||
+        branch->column_scale != NULL || branch->quantizer->scope != BITM_SCOPE_STATIC ||
+        bitm_inputs_form(BITM_ACTIVATIONS_FLOAT32, branch) != BITM_INPUT_PLANES)
+        return false;
+    *quantization = bitm_quantizer_begin(branch->quantizer, branch->shift);
+    return quantization->two_codes && quantization->lo == 0.0F && !quantization->clips;
+}
+
 uint64_t bitm_backend_ops(const bitm_network *network, bitm_activations activations)
 {
     const bitm_file_config *config = network->config;
@@ -318,8 +334,11 @@ uint64_t bitm_backend_ops(const bitm_network *network, bitm_activations activati
     for (uint32_t i = 0; (linear = bitm_network_linear(network, i)) != NULL; i++)
         for (uint32_t k = 0; k < linear->n_branches; k++)
             ops |= branch_ops(&linear->branches[k], activations);
-    for (uint32_t n = 0; n < config->n_layers; n++)
+    for (uint32_t n = 0; n < config->n_layers; n++) {
+        bitm_quantization unused;
         ops |= bitm_attention_ops(network, &network->layers[n], activations);
+        if (takes_gelu_bits(network, &network->layers[n], &unused)) ops |= OP(gelu_bits);
+    }
     if (config->head == BITM_HEAD_MASKED_LM || config->head == BITM_HEAD_MASKED_LM_NEXT_SENTENCE)
         ops |= OP(exp_sum);
     return ops;
@@ -351,6 +370,17 @@ static void pack_branch(bitm_branch *branch, const bitm_linear *linear,
     }
 }
 
+static void find_gelu_limits(const bitm_network *network, bitm_layer *layer,
+                             const bitm_kernel_table *kernels, bitm_arena *arena)
+{
+    bitm_quantization quantization;
+    if (!takes_gelu_bits(network, layer, &quantization)) return;
+    const uint32_t n = layer->output.columns;
+    float *limits = bitm_arena_take(arena, n, sizeof *limits);
+    if (limits != NULL) bitm_gelu_limits(&quantization, kernels->activate, n, limits);
+    layer->output.branches[0].gelu_limits = limits;
+}
+
 void bitm_backend_pack(bitm_network *network, const bitm_kernel_table *kernels, bitm_arena *arena)
 {
     bitm_linear *linear;
@@ -358,6 +388,8 @@ void bitm_backend_pack(bitm_network *network, const bitm_kernel_table *kernels, 
     for (uint32_t i = 0; (linear = (bitm_linear *)bitm_network_linear(network, i)) != NULL; i++)
         for (uint32_t k = 0; k < linear->n_branches; k++)
             pack_branch(&linear->branches[k], linear, kernels, arena);
+    for (uint32_t n = 0; n < network->config->n_layers; n++)
+        find_gelu_limits(network, &network->layers[n], kernels, arena);
 }
 
 static void add_product(const bitm_backend *backend, const bitm_linear *linear, uint32_t k,

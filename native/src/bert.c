@@ -69,13 +69,16 @@ typedef struct tokens {
 static void finish_tokens(bitm_backend *backend, const bitm_layer *layer, const tokens *t)
 {
     const bitm_file_config *config = backend->network->config;
+    const uint32_t activation = layer->output.branches[0].gelu_limits != NULL
+                                    ? BITM_ACTIVATION_NONE
+                                    : config->hidden_activation;
     bitm_backend_linear(backend, &layer->attention_output, BITM_ACTIVATION_NONE, t->context, t->n,
                         t->spans, t->output);
     bitm_backend_add_norm(backend, t->output, t->x, &layer->attention_norm, config->layer_norm_eps,
                           t->n, config->hidden_size, t->x);
 
-    bitm_backend_linear(backend, &layer->intermediate, config->hidden_activation, t->x, t->n,
-                        t->spans, t->intermediate);
+    bitm_backend_linear(backend, &layer->intermediate, activation, t->x, t->n, t->spans,
+                        t->intermediate);
     bitm_backend_linear(backend, &layer->output, BITM_ACTIVATION_NONE, t->intermediate, t->n,
                         t->spans, t->output);
     bitm_backend_add_norm(backend, t->output, t->x, &layer->output_norm, config->layer_norm_eps,

@@ -255,7 +255,11 @@ static void encode(const work *w, size_t token, uint32_t worker)
     int16_t *codes =
         w->form == BITM_INPUT_I16 ? (int16_t *)b->codes + token * n : b->scratch + worker * n;
     int32_t sum;
-    if (w->form == BITM_INPUT_SIGN || w->form == BITM_INPUT_PLANES)
+    if (w->branch->gelu_limits != NULL)
+        sum = backend->kernels->gelu_bits(
+            &(bitm_gelu_codes){w->branch->gelu_limits, quantization.shift, quantization.threshold},
+            x, w->n, (uint64_t *)b->codes + token * row_words);
+    else if (w->form == BITM_INPUT_SIGN || w->form == BITM_INPUT_PLANES)
         sum = backend->kernels->quantize_planes(&quantization, x, w->n, w->n_planes,
                                                 (uint64_t *)b->codes + token * row_words);
     else

@@ -40,6 +40,9 @@ typedef struct bitm_branch {
                                    quantizer's values have a base; otherwise NULL */
     const float *column_scale;  /* [columns]; NULL: none */
     const float *column_offset; /* [columns]; NULL: none */
+    const float *gelu_limits;   /* [columns], where the inputs lack a GELU that their codes are told
+                                   without (bitm_gelu_codes); NULL: nowhere; bitm_backend_pack sets
+                                   them */
 } bitm_branch;
 
 enum { BITM_MAX_BRANCHES = 2 };

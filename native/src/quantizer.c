@@ -123,6 +123,55 @@ bool bitm_quantization_divide(bitm_quantization *q, float divisor)
     return true;
 }
 
+/* ---- Limits before a GELU ---- */
+
+enum { CHUNK = 256 };
+
+/* y = gelu(x + move), all [n]. */
+static void gelu_beside(bitm_activate_fn *activate, const float *x, float move, uint32_t n,
+                        float *y)
+{
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = x[i] + move;
+    activate(BITM_ACTIVATION_GELU, y, n);
+}
+
+/* Solves gelu(x) = threshold - shift for x above 0, where the slope of GELU is between 0.5
+ * and 1.13, so that steps of what is missing halve the error or better.  What they find is a limit
+ * if GELU is far enough from what is wanted a band to either side: its float32 form steps back by
+ * less than 1e-7 (found by trying every float up to 64), and adding the shift rounds; ten times
+ * that is asked for. */
+static void find_limits(const bitm_quantization *q, const float *shift, bitm_activate_fn *activate,
+                        uint32_t n, float *x)
+{
+    enum { STEPS = 10 };
+    const float greatest = 16.0F, margin = 1e-6F;
+    float wanted[CHUNK], y[CHUNK], above[CHUNK];
+    for (uint32_t i = 0; i < n; i++)
+        x[i] = wanted[i] = q->threshold - (shift != NULL ? shift[i] : 0.0F);
+    for (int step = 0; step < STEPS; step++) {
+        gelu_beside(activate, x, 0.0F, n, y);
+        for (uint32_t i = 0; i < n; i++)
+            x[i] += wanted[i] - y[i];
+    }
+    gelu_beside(activate, x, -BITM_GELU_BAND, n, y);
+    gelu_beside(activate, x, BITM_GELU_BAND, n, above);
+    for (uint32_t i = 0; i < n; i++) {
+        float m = margin * (2.0F + fabsf(wanted[i]) + fabsf(q->threshold - wanted[i]));
+        bool is_limit =
+            wanted[i] > m && x[i] < greatest && y[i] < wanted[i] - m && above[i] > wanted[i] + m;
+        if (!is_limit) x[i] = NAN;
+    }
+}
+
+void bitm_gelu_limits(const bitm_quantization *quantization, bitm_activate_fn *activate, uint32_t n,
+                      float *limits)
+{
+    for (uint32_t i = 0; i < n; i += CHUNK)
+        find_limits(quantization, quantization->shift != NULL ? quantization->shift + i : NULL,
+                    activate, n - i < CHUNK ? n - i : CHUNK, limits + i);
+}
+
 /* ---- What quantizers make ---- */
 
 bitm_input_form bitm_inputs_form(bitm_activations activations, const bitm_branch *branch)

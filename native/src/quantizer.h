@@ -32,6 +32,10 @@ float bitm_least_float(bitm_float_predicate *holds, const void *context, float g
 /* Finds the threshold between two codes, where there are no more and the numbers are ordinary. */
 void bitm_quantization_split(bitm_quantization *quantization);
 
+/* limits [n] of a quantization with a threshold, codes 0 and 1 and no clip: see bitm_gelu_codes. */
+void bitm_gelu_limits(const bitm_quantization *quantization, bitm_activate_fn *activate, uint32_t n,
+                      float *limits);
+
 /* Makes z of one with a threshold, and without shift or clip, x / divisor in place of x; returns
  * whether it could. */
 bool bitm_quantization_divide(bitm_quantization *quantization, float divisor);

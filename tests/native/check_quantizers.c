@@ -244,6 +244,60 @@ void check_quantize_planes(trial *t, any_fn *kernel, any_fn *scalar)
     }
 }
 
+/* Values around limits: within the band, at its ends and a float or two beside them. */
+static void put_on_limits(trial *t, const float *limits, float *x, uint32_t n)
+{
+    static const float moves[] = {0.0F, 1e-6F, 1e-4F, 0.5F * BITM_GELU_BAND, BITM_GELU_BAND, 0.01F};
+    for (uint32_t i = 0; i < n; i++) {
+        float move = moves[random_below(&t->random, sizeof moves / sizeof moves[0])];
+        float near = limits[i] + (random_below(&t->random, 2) == 0 ? move : -move);
+        uint32_t side = random_below(&t->random, 3);
+        x[i] = side == 0 ? near : nextafterf(near, side == 1 ? INFINITY : -INFINITY);
+    }
+}
+
+void check_gelu_bits(trial *t, any_fn *kernel, any_fn *scalar)
+{
+    for (int i = 0; i < N_AWKWARD_SIZES; i++) {
+        uint32_t n = awkward_sizes[i], n_words = (n + 63) / 64;
+        at_work(t, "pattern %d, %u elements", t->pattern, n);
+        float *x = new_floats(t, n), *limits = new_randoms(t, n);
+        bitm_quantization q = {.factor = 1, .hi = 1, .divisor = 0.1F + random_float(&t->random)};
+        if (i % 2 == 0) q.shift = new_floats(t, n);
+        bitm_quantization_split(&q);
+        if (q.two_codes)
+            bitm_gelu_limits(&q, bitm_activate__scalar, n, limits);
+        else
+            q.threshold = 0.25F; /* and limits that tell nothing */
+        for (uint32_t k = 0; !q.two_codes && k < n; k++)
+            limits[k] = NAN;
+        if (t->pattern == PATTERN_RANDOM && i % 3 != 0) put_on_limits(t, limits, x, n);
+        guard_seal(&t->arrays);
+        uint64_t *found = guard_array(&t->arrays, n_words, sizeof *found);
+        uint64_t *expected = guard_array(&t->arrays, n_words, sizeof *expected);
+        memset(found, 0xA5, n_words * sizeof *found);
+        memset(expected, 0x5A, n_words * sizeof *expected);
+        const bitm_gelu_codes codes = {limits, q.shift, q.threshold};
+        int32_t sum = ((bitm_gelu_bits_fn *)scalar)(&codes, x, n, expected);
+        expect(t, ((bitm_gelu_bits_fn *)kernel)(&codes, x, n, found) == sum, "the sum differs");
+        expect_same(t, found, expected, n_words * sizeof *found, "bits");
+        bool right = true;
+        int32_t exact_sum = 0;
+        for (uint32_t k = 0; k < n_words * 64; k++) {
+            bool is_set = false;
+            if (k < n) {
+                float z = x[k];
+                bitm_activate__scalar(BITM_ACTIVATION_GELU, &z, 1);
+                is_set = (q.shift != NULL ? z + q.shift[k] : z) >= q.threshold;
+            }
+            right = right && (expected[k / 64] >> k % 64 & 1) == is_set;
+            exact_sum += is_set;
+        }
+        expect(t, right && sum == exact_sum, "bits are not those of the GELU");
+        guard_release(&t->arrays);
+    }
+}
+
 void check_extremes(trial *t, any_fn *kernel, any_fn *scalar)
 {
     for (int i = 0; i < N_AWKWARD_SIZES; i++) {
@@ -318,6 +372,32 @@ speed measure_quantize(trial *t, any_fn *kernel)
 speed measure_quantize_planes(trial *t, any_fn *kernel)
 {
     return measure_model_quantizer(t, kernel, call_quantize_planes);
+}
+
+typedef struct gelu_call {
+    any_fn *kernel;
+    bitm_gelu_codes codes;
+    const float *x;
+    uint64_t *bits;
+} gelu_call;
+
+static void call_gelu_bits(void *context)
+{
+    gelu_call *call = context;
+    (void)((bitm_gelu_bits_fn *)call->kernel)(&call->codes, call->x, MEASURED_ELEMENTS, call->bits);
+}
+
+speed measure_gelu_bits(trial *t, any_fn *kernel)
+{
+    gelu_call call = {.kernel = kernel,
+                      .codes = {.limits = new_randoms(t, MEASURED_ELEMENTS),
+                                .shift = new_randoms(t, MEASURED_ELEMENTS),
+                                .threshold = 0.25F},
+                      .x = new_randoms(t, MEASURED_ELEMENTS),
+                      .bits = guard_array(&t->arrays, MEASURED_ELEMENTS / 64, 8)};
+    speed found = {MEASURED_ELEMENTS, "element", time_calls(call_gelu_bits, &call)};
+    guard_release(&t->arrays);
+    return found;
 }
 
 speed measure_extremes(trial *t, any_fn *kernel)

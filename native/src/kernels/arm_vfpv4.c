@@ -21,6 +21,7 @@
 #define bitm_quantize_i16__scalar bitm_quantize_i16__vfpv4
 #define bitm_quantize__scalar bitm_quantize__vfpv4
 #define bitm_quantize_planes__scalar bitm_quantize_planes__vfpv4
+#define bitm_gelu_bits__scalar bitm_gelu_bits__vfpv4
 #define bitm_extremes__scalar bitm_extremes__vfpv4
 #define bitm_attention__scalar bitm_attention__vfpv4
 #define bitm_attention_i8__scalar bitm_attention_i8__vfpv4

@@ -131,6 +131,21 @@ typedef int32_t bitm_quantize_fn(const bitm_quantization *quantization, const fl
 typedef int32_t bitm_quantize_planes_fn(const bitm_quantization *quantization, const float *x,
                                         uint32_t n, uint32_t n_planes, uint64_t *planes);
 
+/* A quantizer of two codes, 0 and 1, of the values of a GELU: 1 where gelu(x) + shift reaches the
+ * threshold.  Those of an x further than BITM_GELU_BAND from its limit are told without a GELU: 1
+ * above the limit, 0 below (quantizer.h finds limits). */
+typedef struct bitm_gelu_codes {
+    const float *limits; /* [n], NaN: none */
+    const float *shift;  /* [n], NULL: none */
+    float threshold;
+} bitm_gelu_codes;
+
+#define BITM_GELU_BAND 0x1p-10F
+
+/* bits [words] = the codes of x [n], padded with 0; returns their sum. */
+typedef int32_t bitm_gelu_bits_fn(const bitm_gelu_codes *codes, const float *x, uint32_t n,
+                                  uint64_t *bits);
+
 /* The least and the greatest z of x [n], as the quantization shifts and clips it: extremes[0], [1].
  */
 typedef void bitm_extremes_fn(const bitm_quantization *quantization, const float *x, uint32_t n,
@@ -314,6 +329,7 @@ static inline size_t bitm_attention_i8_room(size_t n_tokens, size_t head_size)
     OP(quantize_i16)                                                                               \
     OP(quantize)                                                                                   \
     OP(quantize_planes)                                                                            \
+    OP(gelu_bits)                                                                                  \
     OP(extremes)                                                                                   \
     OP(attention)                                                                                  \
     OP(attention_i8)                                                                               \

@@ -435,6 +435,24 @@ int32_t bitm_quantize_planes__scalar(const bitm_quantization *q, const float *x,
     return sum;
 }
 
+int32_t bitm_gelu_bits__scalar(const bitm_gelu_codes *codes, const float *x, uint32_t n,
+                               uint64_t *bits)
+{
+    int32_t sum = 0;
+    memset(bits, 0, ((size_t)n + 63) / 64 * sizeof *bits);
+    for (uint32_t i = 0; i < n; i++) {
+        float above = x[i] - codes->limits[i];
+        bool is_set = above > 0.0F;
+        if (!(fabsf(above) >= BITM_GELU_BAND)) {
+            float z = bitm_gelu(x[i]);
+            is_set = (codes->shift != NULL ? z + codes->shift[i] : z) >= codes->threshold;
+        }
+        bits[i / 64] |= (uint64_t)is_set << i % 64;
+        sum += is_set;
+    }
+    return sum;
+}
+
 void bitm_extremes__scalar(const bitm_quantization *q, const float *x, uint32_t n,
                            float extremes[2])
 {

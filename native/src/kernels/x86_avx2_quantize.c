@@ -295,6 +295,56 @@ int32_t bitm_quantize_planes__avx2(const bitm_quantization *q, const float *x, u
     return quantize_words_by(q, BY_QUOTIENT, x, n, n_planes, planes);
 }
 
+/* Which of 8 values from i on, of which n exist, have code 1; anything where none exists. */
+static uint32_t compute_gelu_bits(const bitm_gelu_codes *codes, const float *x, uint32_t i,
+                                  uint32_t n)
+{
+    float z[8];
+    _mm256_storeu_ps(z, load_floats(x + i, n));
+    bitm_activate__avx2(BITM_ACTIVATION_GELU, z, 8);
+    __m256 values = _mm256_loadu_ps(z);
+    if (codes->shift != NULL) values = _mm256_add_ps(values, load_floats(codes->shift + i, n));
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(values, all(codes->threshold), _CMP_GE_OQ));
+}
+
+/* The bits of 64 values from i on, of which n exist, so far as they can be told without a GELU. */
+INLINE uint64_t tell_gelu_bits(const bitm_gelu_codes *codes, const float *x, uint32_t i,
+                               const uint32_t n, uint64_t *told)
+{
+    uint64_t bits = 0;
+    *told = 0;
+    for (uint32_t k = 0; k < 64 && k < n; k += 8) {
+        __m256 below =
+            _mm256_sub_ps(load_floats(codes->limits + i + k, n - k), load_floats(x + i + k, n - k));
+        __m256 is_far =
+            _mm256_cmp_ps(_mm256_andnot_ps(all(-0.0F), below), all(BITM_GELU_BAND), _CMP_GE_OQ);
+        bits |= (uint64_t)(uint32_t)_mm256_movemask_ps(below) << k;
+        *told |= (uint64_t)(uint32_t)_mm256_movemask_ps(is_far) << k;
+    }
+    return bits;
+}
+
+int32_t bitm_gelu_bits__avx2(const bitm_gelu_codes *codes, const float *x, uint32_t n,
+                             uint64_t *bits)
+{
+    int32_t sum = 0;
+    for (uint32_t i = 0; i < n; i += 64) {
+        const uint64_t exist = n - i < 64 ? (UINT64_C(1) << (n - i)) - 1 : ~UINT64_C(0);
+        uint64_t told, word = n - i >= 64 ? tell_gelu_bits(codes, x, i, 64, &told)
+                                          : tell_gelu_bits(codes, x, i, n - i, &told);
+        for (uint64_t left = exist & ~told; left != 0;) {
+            const uint32_t k = (uint32_t)__builtin_ctzll(left) / 8 * 8;
+            const uint64_t eight = UINT64_C(0xFF) << k;
+            word &= ~eight;
+            word |= (uint64_t)compute_gelu_bits(codes, x, i + k, n - i - k) << k;
+            left &= ~eight;
+        }
+        bits[i / 64] = word & exist;
+        sum += (int32_t)_mm_popcnt_u64(word & exist);
+    }
+    return sum;
+}
+
 /* 0 and -0 are equal, but the scalar kernel keeps the first of them: so its sign is looked up. */
 static float first_zero(const bitm_quantization *q, const float *x, uint32_t n)
 {

@@ -256,6 +256,36 @@ int32_t bitm_quantize_planes__avx512(const bitm_quantization *q, const float *x,
     return quantize_words_by(q, BY_QUOTIENT, x, n, n_planes, planes);
 }
 
+/* Which of 16 values from i on have code 1. */
+INLINE __mmask16 gelu_reaches(const bitm_gelu_codes *codes, const float *x, uint32_t i,
+                              __mmask16 exist)
+{
+    __m512 values = _mm512_maskz_loadu_ps(exist, x + i);
+    __m512 above = _mm512_sub_ps(values, _mm512_maskz_loadu_ps(exist, codes->limits + i));
+    __mmask16 told =
+        _mm512_mask_cmp_ps_mask(exist, _mm512_abs_ps(above), all(BITM_GELU_BAND), _CMP_GE_OQ);
+    if (told == exist)
+        return _mm512_mask_cmp_ps_mask(exist, above, _mm512_setzero_ps(), _CMP_GT_OQ);
+    __m512 z = gelu(values);
+    if (codes->shift != NULL) z = _mm512_add_ps(z, _mm512_maskz_loadu_ps(exist, codes->shift + i));
+    return _mm512_mask_cmp_ps_mask(exist, z, all(codes->threshold), _CMP_GE_OQ);
+}
+
+int32_t bitm_gelu_bits__avx512(const bitm_gelu_codes *codes, const float *x, uint32_t n,
+                               uint64_t *bits)
+{
+    int32_t sum = 0;
+    for (uint32_t i = 0; i < n; i += 64) {
+        const uint64_t exist = first_bytes(n - i);
+        uint64_t word = 0;
+        for (uint32_t k = 0; k < 64; k += 16)
+            word |= (uint64_t)gelu_reaches(codes, x, i + k, (__mmask16)(exist >> k)) << k;
+        bits[i / 64] = word;
+        sum += __builtin_popcountll(word);
+    }
+    return sum;
+}
+
 /* 0 and -0 are equal, but the scalar kernel keeps the first of them: so its sign is looked up. */
 static float first_zero(const bitm_quantization *q, const float *x, uint32_t n)
 {
