@@ -137,6 +137,7 @@ LOOPS = (
     ),
     Loop("dot_planes", "neon", "neon_bits", "cnt", 128, "MAC", "ldr", "-"),
     Loop("quantize", "neon", "neon_quantize", "fcmge", 4, "value", "fcmge", "fcmgt"),
+    Loop("gelu_bits", "neon", "neon_quantize", "fcmge", 4, "value", "fcmge", "-"),
     Loop("quantize_i8", "neon", "neon_quantize", "fcvtzs", 4, "value", "fcvtzs", "-"),
     Loop("activate", "neon", "neon_tokens", "shl", 4, "value", "shl", "fdiv"),
     Loop("exp_sum", "neon", "neon_tokens", "shl", 4, "value", "shl", "-"),

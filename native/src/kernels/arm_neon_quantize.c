@@ -307,31 +307,42 @@ int32_t bitm_quantize_planes__neon(const bitm_quantization *quantization, const 
     return sum;
 }
 
+/* Four masks of 32 bits to masks of bytes. */
+INLINE uint8x16_t narrow_all(const uint32x4_t masks[4])
+{
+    return narrow(vcombine_u16(vmovn_u32(masks[0]), vmovn_u32(masks[1])),
+                  vcombine_u16(vmovn_u32(masks[2]), vmovn_u32(masks[3])));
+}
+
 /* Which of 16 values from i on, of which n exist, have code 1, as masks of bytes; anything where
  * none exists. */
-INLINE uint8x16_t gelu_reaches(const bitm_gelu_codes *codes, const float *x, size_t i, uint32_t n)
+static uint8x16_t compute_gelu_bits(const bitm_gelu_codes *codes, const float *x, size_t i,
+                                    uint32_t n)
 {
     float values[16] = {0};
-    uint32x4_t is_set[4], told = vdupq_n_u32(~0U);
+    uint32x4_t is_set[4];
+    memcpy(values, x + i, smaller(n, 16) * sizeof *values);
+    bitm_activate__neon(BITM_ACTIVATION_GELU, values, 16);
     for (uint32_t k = 0; k < 4; k++) {
         const uint32_t left = n > 4 * k ? n - 4 * k : 0;
-        float32x4_t four = load_floats(x + i + 4 * k, left);
-        float32x4_t above = vsubq_f32(four, load_floats(codes->limits + i + 4 * k, left));
-        vst1q_f32(values + 4 * k, four);
+        float32x4_t z = vld1q_f32(values + 4 * k);
+        if (codes->shift != NULL) z = vaddq_f32(z, load_floats(codes->shift + i + 4 * k, left));
+        is_set[k] = vcgeq_f32(z, all(codes->threshold));
+    }
+    return narrow_all(is_set);
+}
+
+/* The same of 16 that exist, told without a GELU if all are. */
+INLINE uint8x16_t find_gelu_bits(const bitm_gelu_codes *codes, const float *x, size_t i)
+{
+    uint32x4_t is_set[4], told = vdupq_n_u32(~0U);
+    for (uint32_t k = 0; k < 4; k++) {
+        float32x4_t above =
+            vsubq_f32(vld1q_f32(x + i + 4 * k), vld1q_f32(codes->limits + i + 4 * k));
         is_set[k] = vcgtzq_f32(above);
-        if (left >= 4) told = vandq_u32(told, vcgeq_f32(vabsq_f32(above), all(BITM_GELU_BAND)));
+        told = vandq_u32(told, vcgeq_f32(vabsq_f32(above), all(BITM_GELU_BAND)));
     }
-    if (n < 16 || vminvq_u32(told) == 0) {
-        bitm_activate__neon(BITM_ACTIVATION_GELU, values, 16);
-        for (uint32_t k = 0; k < 4; k++) {
-            const uint32_t left = n > 4 * k ? n - 4 * k : 0;
-            float32x4_t z = vld1q_f32(values + 4 * k);
-            if (codes->shift != NULL) z = vaddq_f32(z, load_floats(codes->shift + i + 4 * k, left));
-            is_set[k] = vcgeq_f32(z, all(codes->threshold));
-        }
-    }
-    return narrow(vcombine_u16(vmovn_u32(is_set[0]), vmovn_u32(is_set[1])),
-                  vcombine_u16(vmovn_u32(is_set[2]), vmovn_u32(is_set[3])));
+    return vminvq_u32(told) != 0 ? narrow_all(is_set) : compute_gelu_bits(codes, x, i, 16);
 }
 
 int32_t bitm_gelu_bits__neon(const bitm_gelu_codes *codes, const float *x, uint32_t n,
@@ -341,9 +352,12 @@ int32_t bitm_gelu_bits__neon(const bitm_gelu_codes *codes, const float *x, uint3
     for (size_t i = 0; i < n; i += 64) {
         uint8x16_t masks[4];
         for (uint32_t k = 0; k < 4; k++) {
+            const size_t first = i + 16 * k;
             masks[k] = vdupq_n_u8(0);
-            if (i + 16 * k < n)
-                masks[k] = gelu_reaches(codes, x, i + 16 * k, n - (uint32_t)i - 16 * k);
+            if (first + 16 <= n)
+                masks[k] = find_gelu_bits(codes, x, first);
+            else if (first < n)
+                masks[k] = compute_gelu_bits(codes, x, first, n - (uint32_t)first);
         }
         uint64_t word = bits_of(masks);
         if (n - i < 64) word &= (UINT64_C(1) << (n - i)) - 1;
