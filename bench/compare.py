@@ -87,7 +87,7 @@ class Worker:
             answer = ""
         if not answer:
             self.log.seek(0)
-            lines = self.log.read().splitlines()
+            lines = [line for line in self.log.read().splitlines() if line.strip()]
             raise WorkerError(lines[-1] if lines else f"exit status {self.process.wait()}")
         self.process.send_signal(signal.SIGSTOP)
         return dict(json.loads(answer))
