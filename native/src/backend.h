@@ -83,8 +83,8 @@ void bitm_backend_linear(bitm_backend *backend, const bitm_linear *linear, uint3
  *
  * bitm_backend_can_slice: whether what follows a layer's attention does so: no quantizer looks at
  * whole sequences.
- * bitm_backend_slice: tokens of a slice there; n_tokens, where they are too few for all threads or
- * cannot be cut.
+ * bitm_backend_slice: tokens of a slice there; n_tokens, where they are too few for all threads,
+ * cannot be cut, or need not be.
  * bitm_backend_slice_room: tokens of the slices of all threads, or in one that is not cut, at most.
  * bitm_backend_of_worker: the same backend on thread number `worker` alone, for slices of n_tokens.
  */

@@ -131,10 +131,25 @@ bool bitm_backend_can_slice(const bitm_layer *layer)
            !bitm_is_of_sequences(&layer->intermediate) && !bitm_is_of_sequences(&layer->output);
 }
 
+static bool takes_floats(const bitm_backend *backend, const bitm_linear *linear)
+{
+    for (uint32_t k = 0; k < linear->n_branches; k++)
+        if (bitm_inputs_form(backend->activations, &linear->branches[k]) == BITM_INPUT_FLOAT)
+            return true;
+    return false;
+}
+
+/* Products of floats expand weights once for all tokens. */
+static bool is_worth_slicing(const bitm_backend *backend, const bitm_layer *layer)
+{
+    return bitm_backend_can_slice(layer) && !takes_floats(backend, &layer->attention_output) &&
+           !takes_floats(backend, &layer->intermediate) && !takes_floats(backend, &layer->output);
+}
+
 uint32_t bitm_backend_slice(const bitm_backend *backend, const bitm_layer *layer, uint32_t n_tokens)
 {
     const uint32_t n_threads = backend->pool->n_threads, most = backend->slice_tokens;
-    if (!bitm_backend_can_slice(layer) || n_tokens <= n_threads * most) return n_tokens;
+    if (!is_worth_slicing(backend, layer) || n_tokens <= n_threads * most) return n_tokens;
     if (n_threads == 1) return most;
     /* As many for each thread, so that they end together. */
     uint32_t n_each = n_blocks(n_tokens, n_threads * most);
@@ -145,7 +160,7 @@ uint32_t bitm_backend_slice_room(const bitm_backend *backend)
 {
     const bitm_network *network = backend->network;
     for (uint32_t i = 0; i < network->config->n_layers; i++)
-        if (!bitm_backend_can_slice(&network->layers[i])) return backend->max_tokens;
+        if (!is_worth_slicing(backend, &network->layers[i])) return backend->max_tokens;
     return smaller(backend->max_tokens, backend->pool->n_threads * backend->slice_tokens);
 }
 
