@@ -79,12 +79,12 @@ def logits_of(model: Any, ids: Any) -> Any:
         return model(ids).logits.numpy()
 
 
-def assert_most_agree(found: Any, expected: Any) -> None:
+def assert_most_agree(found: Any, expected: Any, most_off: int = 6) -> None:
     """Of 24 sequences: a value on the edge of a step may fall to either side, which with `int8`
     one sequence in twelve has."""
     assert len(found) == len(expected) == 24
     off = [np.abs(np.asarray(a) - np.asarray(b)).max() > 1e-3 for a, b in zip(found, expected)]
-    assert sum(off) <= 6
+    assert sum(off) <= most_off
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_the_file_computes_what_training_does(
     with Model(convert(model, tmp_path), activations=mode) as file:
         assert file.info["one_bit_matrices"] == 12
         found, expected = file.logits(ids.numpy()), logits_of(model, ids)
-    assert_most_agree(found, expected)
+    assert_most_agree(found, expected, 6 if mode == "int8" else 4)
     assert expected.std() > 0.1
 
 

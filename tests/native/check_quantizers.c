@@ -265,12 +265,13 @@ void check_gelu_bits(trial *t, any_fn *kernel, any_fn *scalar)
         bitm_quantization q = {.factor = 1, .hi = 1, .divisor = 0.1F + random_float(&t->random)};
         if (i % 2 == 0) q.shift = new_floats(t, n);
         bitm_quantization_split(&q);
-        if (q.two_codes)
+        if (q.two_codes) {
             bitm_gelu_limits(&q, bitm_activate__scalar, n, limits);
-        else
-            q.threshold = 0.25F; /* and limits that tell nothing */
-        for (uint32_t k = 0; !q.two_codes && k < n; k++)
-            limits[k] = NAN;
+        } else { /* limits that tell nothing */
+            q.threshold = 0.25F;
+            for (uint32_t k = 0; k < n; k++)
+                limits[k] = NAN;
+        }
         if (t->pattern == PATTERN_RANDOM && i % 3 != 0) put_on_limits(t, limits, x, n);
         guard_seal(&t->arrays);
         uint64_t *found = guard_array(&t->arrays, n_words, sizeof *found);
