@@ -2,7 +2,7 @@
 
 python bench/activation_modes.py small.bitm wiki_valid.txt
 
-Asks the same masks with float32, int16 and int8 activations (`bitm eval` with several
+Asks the same masks with float32, int16, int11 and int8 activations (`bitm eval` with several
 --activations prints more of it). `auto` is the fastest mode whose cross-entropy is within 0.2 % of
 that of float32 and whose best token is the same for 99 % of the masks.
 """
@@ -18,7 +18,7 @@ from bitm.evaluation import Evaluation, Settings, compare, evaluate
 from bitm.evaluation.command import Bar
 from machine import provenance, write_results
 
-MODES = ("float32", "int16", "int8")  # the first is what the others are held against
+MODES = ("float32", "int16", "int11", "int8")  # the first is what the others are held against
 
 
 def measure(path: Path, mode: str, settings: Settings) -> Evaluation:

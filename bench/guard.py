@@ -39,6 +39,7 @@ class Workload(NamedTuple):
 
 WORKLOADS = {
     "int8": Workload("bitm_run", "bench", "float", (*RUN, "--activations", "int8")),
+    "int11": Workload("bitm_run", "bench", "float", (*RUN, "--activations", "int11")),
     "int16": Workload("bitm_run", "bench", "float", (*RUN, "--activations", "int16")),
     "float32": Workload("bitm_run", "bench", "float", (*RUN, "--activations", "float32")),
     "sign": Workload("bitm_run", "bench", "sign", RUN),

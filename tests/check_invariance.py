@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 from machine import provenance, write_results
 
 COMMITTED = ROOT / "bench/results/invariance.json"
-MODES = ("int8", "int16", "float32")
+MODES = ("int8", "int11", "int16", "float32")
 THREADS = (1, 2, 3, 4)
 SEQUENCES = 9
 SPLITS = (1, 4, SEQUENCES)  # sequences of a batch
@@ -130,7 +130,7 @@ def check(path: Path, native: Path, builds: dict[str, Path]) -> list[dict[str, A
     rows = []
     for mode in modes:
         logits, ways = run_here(path, mode)
-        verify = by_mode["int16" if mode == "auto" else mode]
+        verify = by_mode["int11" if mode == "auto" else mode]
         file = f"{zlib.crc32(path.read_bytes()):08x}"
         rows.append({"file": file, "mode": mode, "logits": logits, "verify": verify, "ways": ways})
     return rows

@@ -171,7 +171,10 @@ def test_version(tools: Tools) -> None:
         (["bench", "a", "--positions", "some"], "expected one, all or none, found 'some'"),
         (["embed", "a", "--pooling", "sum"], "expected mean, cls or max, found 'sum'"),
         (["embed", "a", "--top-k", "2"], "unrecognized arguments: --top-k"),
-        (["info", "a", "--activations", "int4"], "expected auto, int8, int16 or float32, found"),
+        (
+            ["info", "a", "--activations", "int4"],
+            "expected auto, int8, int16, float32 or int11, found",
+        ),
         (["kernels", "--threads", "2"], "unrecognized arguments: --threads"),
         (["kernels", "--kernels", "gemm_w1a8=scalar"], "argument --kernels: needs a model"),
         (["info", "a", "--device", "gpu"], "expected auto, cpu, cuda or cuda:N, found 'gpu'"),
@@ -268,7 +271,7 @@ def test_kernels_of_a_model(tools: Tools, tiny_model: Path) -> None:
     forced = ("--kernels", ",".join(f"{op}=scalar" for op in sorted(names)))
     kernels = tools.document("kernels", tiny_model, *forced)["kernels"]
     assert all(kernel["chosen"] == (kernel["variant"] == "scalar") for kernel in kernels)
-    for mode in ("int8", "int16", "float32"):
+    for mode in ("int8", "int16", "float32", "int11"):
         runs = tools.document("info", tiny_model, *forced, "--activations", mode)["kernels"]
         assert runs == {k["op"]: k["variant"] for k in kernels if mode in k["modes"]}
         assert set(runs.values()) == {"scalar"}
@@ -399,7 +402,7 @@ def test_verify(tools: Tools, model: str, request: pytest.FixtureRequest) -> Non
     path = request.getfixturevalue(model)
     document = tools.document("verify", path)
     expected = {}
-    for mode in ("int8", "int16", "float32"):
+    for mode in ("int8", "int16", "float32", "int11"):
         with Model(path, activations=mode) as opened:
             n = min(24, opened.info["max_positions"])
             ids = [[(i * 7919 + 13) % opened.info["vocab_size"] for i in range(n)]]

@@ -24,7 +24,7 @@ from tiny_models import bit_matrix, classifier, config, masked_lm, vector
 
 REASON = _native.why_no_gpu()
 needs_gpu = pytest.mark.skipif(bool(REASON), reason=f"expected: {REASON}")
-MODES = ["int8", "int16", "float32"]
+MODES = ["int8", "int11", "int16", "float32"]
 TENSOR = "attention=tensor"
 DATA = Path(__file__).parent / "data"
 Ints = npt.NDArray[np.int64]

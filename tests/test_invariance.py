@@ -13,7 +13,7 @@ from bitm import Model
 from bitm_formats import Layout
 from tiny_models import config, masked_lm
 
-MODES = ["int8", "int16", "float32"]
+MODES = ["int8", "int11", "int16", "float32"]
 Ints = npt.NDArray[np.int64]
 
 

@@ -239,10 +239,11 @@ typedef struct bitm_session bitm_session;
 
 /* Arithmetic of activations where the file leaves it open (weights-only models). */
 typedef enum bitm_activations {
-    BITM_ACTIVATIONS_AUTO = 0,  /* the fastest that keeps the model's answers: int16 */
+    BITM_ACTIVATIONS_AUTO = 0,  /* the fastest that keeps the model's answers: int11 */
     BITM_ACTIVATIONS_INT8 = 1,  /* attention included */
     BITM_ACTIVATIONS_INT16 = 2, /* of the inputs of linears */
-    BITM_ACTIVATIONS_FLOAT32 = 3
+    BITM_ACTIVATIONS_FLOAT32 = 3,
+    BITM_ACTIVATIONS_INT11 = 4 /* as int16, of 1,365 codes */
 } bitm_activations;
 
 typedef struct bitm_session_options {

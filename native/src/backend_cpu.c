@@ -365,7 +365,7 @@ static void pack_branch(bitm_branch *branch, const bitm_linear *linear,
 {
     const bitm_packing *packings[BITM_N_INPUT_FORMS] = {NULL};
     uint32_t dtype = branch->weight.tensor->dtype, n_planes = dtype == BITM_DTYPE_TERN ? 2 : 1;
-    for (int mode = BITM_ACTIVATIONS_INT8; mode <= BITM_ACTIVATIONS_FLOAT32; mode++) {
+    for (int mode = BITM_ACTIVATIONS_INT8; mode <= BITM_ACTIVATIONS_INT11; mode++) {
         bitm_input_form form = bitm_inputs_form((bitm_activations)mode, branch);
         const bitm_packing *packing = kernels->packing[product_op(dtype, form)];
         if (packing == NULL || packings[form] != NULL) continue;
@@ -424,6 +424,8 @@ static void add_product(const bitm_backend *backend, const bitm_linear *linear, 
                             .row_base = branch->row_base,
                             .bias = branch->bias,
                             .inputs = inputs->data,
+                            .are_int11 = branch->quantizer == NULL &&
+                                         backend->activations == BITM_ACTIVATIONS_INT11,
                             .n_planes = inputs->n_planes,
                             .plane_weights = inputs->plane_weights,
                             .code_sum = inputs->code_sum,

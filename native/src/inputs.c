@@ -237,8 +237,9 @@ static void encode_freely(const work *w, size_t token, uint32_t worker)
         backend->kernels->quantize_i8(x, w->n, (int8_t *)b->codes + token * w->n,
                                       &b->token_step[token], &sum);
     else
-        backend->kernels->quantize_i16(x, w->n, (int16_t *)b->codes + token * w->n,
-                                       &b->token_step[token], &sum);
+        backend->kernels->quantize_i16(x, w->n, bitm_max_code(backend->activations),
+                                       (int16_t *)b->codes + token * w->n, &b->token_step[token],
+                                       &sum);
     bool by_columns = w->branch->column_scale != NULL || w->branch->column_offset != NULL;
     if (!by_columns) b->token_sum[token] = sum;
 }

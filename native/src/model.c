@@ -411,9 +411,9 @@ size_t bitm_kernels(const bitm_model *model, bitm_kernel *kernels, size_t capaci
         (void)bitm_kernels_select(&table, NULL, NULL); /* nothing forced: cannot fail */
         return bitm_kernels_list(&table, NULL, kernels, capacity);
     }
-    uint64_t ops[BITM_ACTIVATIONS_FLOAT32 + 1] = {0};
-    for (int mode = BITM_ACTIVATIONS_INT8;
-         mode <= BITM_ACTIVATIONS_FLOAT32 && model->device == NULL; mode++)
+    uint64_t ops[BITM_ACTIVATIONS_INT11 + 1] = {0};
+    for (int mode = BITM_ACTIVATIONS_INT8; mode <= BITM_ACTIVATIONS_INT11 && model->device == NULL;
+         mode++)
         ops[mode] = bitm_backend_ops(&model->network, (bitm_activations)mode);
     return bitm_kernels_list(&model->kernels, ops, kernels, capacity);
 }

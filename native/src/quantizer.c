@@ -181,12 +181,17 @@ bitm_input_form bitm_inputs_form(bitm_activations activations, const bitm_branch
     const bitm_file_quantizer *quantizer = branch->quantizer;
     if (quantizer == NULL) {
         if (activations == BITM_ACTIVATIONS_FLOAT32) return BITM_INPUT_FLOAT;
-        return activations == BITM_ACTIVATIONS_INT16 ? BITM_INPUT_I16 : BITM_INPUT_I8;
+        return activations == BITM_ACTIVATIONS_INT8 ? BITM_INPUT_I8 : BITM_INPUT_I16;
     }
     const int32_t *weights;
     if (quantizer->kind == BITM_QUANTIZER_SIGN) return BITM_INPUT_SIGN;
     if (bitm_quantizer_planes(quantizer, &weights) <= MAX_FEW_PLANES) return BITM_INPUT_PLANES;
     return quantizer->lo >= -128 && quantizer->hi <= 127 ? BITM_INPUT_I8 : BITM_INPUT_I16;
+}
+
+int16_t bitm_max_code(bitm_activations activations)
+{
+    return activations == BITM_ACTIVATIONS_INT11 ? BITM_INT11_MAX_CODE : BITM_INT16_MAX_CODE;
 }
 
 bool bitm_is_of_sequences(const bitm_linear *linear)

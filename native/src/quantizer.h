@@ -8,6 +8,9 @@
 /* The form that the inputs of a branch take. */
 bitm_input_form bitm_inputs_form(bitm_activations activations, const bitm_branch *branch);
 
+/* The greatest code of BITM_INPUT_I16 that the runtime itself makes. */
+int16_t bitm_max_code(bitm_activations activations);
+
 /* Whether a quantizer of a linear's inputs looks at all tokens of a sequence. */
 bool bitm_is_of_sequences(const bitm_linear *linear);
 

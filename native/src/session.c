@@ -64,10 +64,10 @@ static bitm_status read_limits(const bitm_model *model, const bitm_session_optio
     l->n_threads = options->n_threads > 0 ? options->n_threads : bitm_os_cpu_count();
     BITM_CHECK(l->n_threads <= 1024, BITM_ARGUMENT, err, "%u threads, expected at most 1024",
                l->n_threads);
-    BITM_CHECK(options->activations <= BITM_ACTIVATIONS_FLOAT32, BITM_ARGUMENT, err,
+    BITM_CHECK(options->activations <= BITM_ACTIVATIONS_INT11, BITM_ARGUMENT, err,
                "activations is %u, expected a bitm_activations", options->activations);
     l->activations = options->activations == BITM_ACTIVATIONS_AUTO
-                         ? BITM_ACTIVATIONS_INT16
+                         ? BITM_ACTIVATIONS_INT11
                          : (bitm_activations)options->activations;
     return model->device != NULL ? plan_device(model, l, err) : BITM_OK;
 }

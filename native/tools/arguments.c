@@ -79,7 +79,7 @@ static const struct option {
     size_t place;         /* of the value in bitm_arguments */
     uint32_t least, most; /* of a number; a word's most is how many there are */
     const char *expected;
-    const char *words[4];
+    const char *words[5];
 } options[] = {
 #define PLACE(field) offsetof(bitm_arguments, field)
     {.name = "--json", .bit = OPTION_JSON, .place = PLACE(json)},
@@ -105,9 +105,9 @@ static const struct option {
      VALUE_WORD,
      PLACE(activations),
      0,
-     4,
-     "auto, int8, int16 or float32",
-     {"auto", "int8", "int16", "float32"}}, /* in the order of bitm_activations */
+     5,
+     "auto, int8, int16, float32 or int11",
+     {"auto", "int8", "int16", "float32", "int11"}}, /* in the order of bitm_activations */
     {"--positions",
      OPTION_POSITIONS,
      VALUE_WORD,

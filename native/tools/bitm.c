@@ -89,12 +89,12 @@ bitm_status bitm_tool_threads(const bitm_model *model, const bitm_arguments *arg
 uint32_t bitm_tool_mode(const bitm_arguments *arguments)
 {
     bool is_auto = arguments->activations == BITM_ACTIVATIONS_AUTO;
-    return is_auto ? BITM_ACTIVATIONS_INT16 : arguments->activations;
+    return is_auto ? BITM_ACTIVATIONS_INT11 : arguments->activations;
 }
 
 const char *bitm_tool_mode_name(uint32_t mode)
 {
-    static const char *const names[] = {"auto", "int8", "int16", "float32"};
+    static const char *const names[] = {"auto", "int8", "int16", "float32", "int11"};
     return names[mode];
 }
 

@@ -294,7 +294,7 @@ const bitm_command bitm_command_info = {
 static void write_modes(bitm_writer *w, const bitm_kernel *kernel, bool json)
 {
     const char *comma = "";
-    for (uint32_t mode = BITM_ACTIVATIONS_INT8; mode <= BITM_ACTIVATIONS_FLOAT32; mode++) {
+    for (uint32_t mode = BITM_ACTIVATIONS_INT8; mode <= BITM_ACTIVATIONS_INT11; mode++) {
         if ((kernel->modes >> mode & 1) == 0) continue;
         if (json)
             bitm_json_string(w, bitm_tool_mode_name(mode));

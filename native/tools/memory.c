@@ -40,7 +40,7 @@ static bitm_status measure(const bitm_command *command, const bitm_arguments *ar
     session.max_length = r->need.max_length;
     bool every = r->need.every_mode && arguments->activations == BITM_ACTIVATIONS_AUTO;
     uint32_t mode = every ? BITM_ACTIVATIONS_INT8 : bitm_tool_mode(arguments);
-    uint32_t last = every ? BITM_ACTIVATIONS_FLOAT32 : mode;
+    uint32_t last = every ? BITM_ACTIVATIONS_INT11 : mode;
     r->memory = memory;
     for (; mode <= last; mode++) {
         session.activations = mode;

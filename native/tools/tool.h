@@ -234,7 +234,8 @@ extern const bitm_command bitm_command_kernels;
     "  --device WHICH        cpu, cuda, cuda:N (GPU number N), or auto: a GPU where one can be\n"  \
     "                        used, otherwise the CPU (default: auto)\n"                            \
     "  --threads N           threads of a run (default: the CPUs that this process may use)\n"     \
-    "  --activations MODE    auto, int8, int16 or float32 (default: auto, which is int16)\n"       \
+    "  --activations MODE    auto, int8, int16, float32 or int11 (default: auto, which is "        \
+    "int11)\n"                                                                                     \
     "  --kernels OP=VARIANT,...\n"                                                                 \
     "                        forces kernels, for measurements; see 'bitm "                         \
     "kernels'\n"                                                                                   \

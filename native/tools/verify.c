@@ -98,7 +98,7 @@ static void write_json(bitm_writer *w, const bitm_arguments *arguments,
     bitm_json_string(w, p->what);
     bitm_json_key(w, "crc32");
     bitm_json_open(w, '{');
-    for (uint32_t mode = BITM_ACTIVATIONS_INT8; mode <= BITM_ACTIVATIONS_FLOAT32; mode++) {
+    for (uint32_t mode = BITM_ACTIVATIONS_INT8; mode <= BITM_ACTIVATIONS_INT11; mode++) {
         char hash[9];
         if (!is_wanted(arguments, mode)) continue;
         (void)snprintf(hash, sizeof hash, "%08x", (unsigned)hashes[mode]);
@@ -121,7 +121,7 @@ static void write_text(bitm_writer *w, const bitm_arguments *arguments,
     bitm_write_size(w, properties->file_bytes);
     bitm_write(w, ": sound\n");
     bitm_write(w, "%-16s %s, from %u tokens\n", "hashed", p->what, p->batch.length);
-    for (uint32_t mode = BITM_ACTIVATIONS_INT8; mode <= BITM_ACTIVATIONS_FLOAT32; mode++)
+    for (uint32_t mode = BITM_ACTIVATIONS_INT8; mode <= BITM_ACTIVATIONS_INT11; mode++)
         if (is_wanted(arguments, mode))
             bitm_write(w, "%-16s %08x\n", bitm_tool_mode_name(mode), (unsigned)hashes[mode]);
 }
@@ -131,12 +131,12 @@ static bitm_status verify(const bitm_model *model, const bitm_model_properties *
 {
     probe p = {.n_output = 0};
     void *output;
-    uint32_t hashes[BITM_ACTIVATIONS_FLOAT32 + 1] = {0};
+    uint32_t hashes[BITM_ACTIVATIONS_INT11 + 1] = {0};
     BITM_TOOL_TRY(bitm_model_verify(model, err));
     prepare(&p, properties);
     BITM_TOOL_TRY(bitm_tool_allocate(&output, p.n_output, sizeof(float), err));
     bitm_status status = BITM_OK;
-    for (uint32_t mode = BITM_ACTIVATIONS_INT8; mode <= BITM_ACTIVATIONS_FLOAT32; mode++) {
+    for (uint32_t mode = BITM_ACTIVATIONS_INT8; mode <= BITM_ACTIVATIONS_INT11; mode++) {
         if (!is_wanted(arguments, mode)) continue;
         if (status == BITM_OK) status = run_mode(model, arguments, mode, &p, output, err);
         hashes[mode] = hash_floats(output, p.n_output);

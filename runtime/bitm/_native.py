@@ -21,7 +21,7 @@ Int32s = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 Spans = npt.NDArray[np.int64]
 
-ACTIVATIONS = {"auto": 0, "int8": 1, "int16": 2, "float32": 3}
+ACTIVATIONS = {"auto": 0, "int8": 1, "int16": 2, "float32": 3, "int11": 4}
 OUTPUT_LOGITS, OUTPUT_HIDDEN_STATES = 0, 1
 PREDICTION = np.dtype([("score", np.float32), ("token", np.int32)])
 

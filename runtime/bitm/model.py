@@ -45,8 +45,9 @@ class Model(Tasks):
         device: "cpu", "cuda", "cuda:N" for GPU number N, or "auto": the first GPU where the package
             has the library for it and it can run the model, otherwise the CPU.
         activations: arithmetic of activations where the file leaves it open: "int8" (attention
-            included), "int16" (inputs of linears alone; close to float32 at integer speed),
-            "float32", or "auto": the fastest that keeps the answers of float32, int16.
+            included), "int16" (inputs of linears alone; close to float32 at integer speed), "int11"
+            (as int16, of fewer codes, which most processors multiply faster), "float32", or "auto":
+            the fastest that keeps the answers of float32, int11.
         kernels: "op=variant,..." forces kernels, for measurements. A GPU has one choice,
             "attention=tensor": attention on its tensor cores, faster, with a bound on its error
             instead of the CPU's bits (docs/cuda.md).
@@ -193,7 +194,7 @@ class Model(Tasks):
         Sizes are in bytes; `kernels` maps each operation that the model runs to the variant chosen
         for this machine.
         """
-        mode = "int16" if self._activations == "auto" else self._activations
+        mode = "int11" if self._activations == "auto" else self._activations
         with self._use() as library:
             chosen = {
                 kernel["op"]: kernel["variant"]

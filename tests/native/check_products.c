@@ -157,8 +157,11 @@ static void make_inputs(trial *t, product *p)
         p->gemm.inputs = codes;
     } else if (p->input == INPUT_I16) {
         int16_t *codes = guard_array(&t->arrays, count, sizeof *codes);
+        p->gemm.are_int11 = random_below(&t->random, 2) == 0;
+        const int32_t hi = p->gemm.are_int11 ? BITM_INT11_MAX_CODE : BITM_INT16_MAX_CODE;
+        const int32_t lo = p->gemm.are_int11 ? -hi : -hi - 1;
         for (size_t i = 0; i < count; i++)
-            p->inputs[i] = codes[i] = (int16_t)code_of(t, -32768, 32767);
+            p->inputs[i] = codes[i] = (int16_t)code_of(t, lo, hi);
         p->gemm.inputs = codes;
     } else {
         float *floats = new_floats(t, count);

@@ -448,7 +448,8 @@ static void test_one_answer(checks *c, const fixture *f)
 static void test_fill_mask(checks *c, const fixture *f)
 {
     static const uint32_t forms[] = {BITM_ACTIVATIONS_AUTO, BITM_ACTIVATIONS_INT8,
-                                     BITM_ACTIVATIONS_INT16, BITM_ACTIVATIONS_FLOAT32};
+                                     BITM_ACTIVATIONS_INT16, BITM_ACTIVATIONS_FLOAT32,
+                                     BITM_ACTIVATIONS_INT11};
     static const char text[] = "a b [MASK] q zz [MASK]";
     for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++) {
         bitm_session_options options = whole_session;

@@ -24,7 +24,7 @@ static __global__ void __launch_bounds__(QUANTIZE_THREADS) encode_rows_kernel(En
 #pragma unroll
     for (int k = 0; k < N; k++)
         values[k] = x[k * ROW_THREADS];
-    float most = 0.0F, max_code = e.form == FORM_I8 ? 127.0F : 32767.0F, step;
+    float most = 0.0F, max_code = e.max_code, step;
 #pragma unroll
     for (int k = 0; k < N; k++) {
         most = greater_abs(greater_abs(most, values[k].x), values[k].y);

@@ -153,7 +153,7 @@ static __device__ inline void encode_four(const Encoding &e, size_t token, uint3
 {
     int32_t n[2] = {0, 0};
     if (e.quantizer.kind == KIND_NONE) {
-        float max_code = e.form == FORM_I8 ? 127.0F : 32767.0F, step;
+        float max_code = e.max_code, step;
         float factor = free_factor(greatest, max_code, &step);
         n[0] = encode_four_bytes(e, token, column, values, factor, max_code);
     } else {
@@ -179,7 +179,7 @@ static __device__ inline void store_row_facts(const Encoding &e, size_t token, f
     float step = e.quantizer.step;
     int32_t sum = n_bits[0];
     if (e.quantizer.kind == KIND_NONE)
-        (void)free_factor(greatest, e.form == FORM_I8 ? 127.0F : 32767.0F, &step);
+        (void)free_factor(greatest, e.max_code, &step);
     else
         sum = sum_of_planes(e, n_bits[0], n_bits[1]);
     store_token_facts(e, token, step, sum, (uint32_t)n_bits[1]);

@@ -85,6 +85,9 @@ void plan_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n
     e->n = n;
     e->quantizer = branch->quantizer;
     e->form = (uint32_t)form;
+    e->max_code = form == BITM_INPUT_I8
+                      ? 127.0F
+                      : bitm_max_code((bitm_activations)w.session->limits.activations);
     const int32_t *weights;
     if (quantized) e->n_planes = bitm_quantizer_planes(branch->host->quantizer, &weights);
     e->n_pieces = inputs->n_pieces;

@@ -109,6 +109,7 @@ struct Encoding {
     uint32_t n_tokens, n;
     Quantizer quantizer;
     uint32_t form;
+    float max_code;      /* of the runtime's own quantizer */
     uint32_t n_planes;   /* FORM_PLANES */
     uint32_t n_pieces;   /* of a row of a plane */
     size_t plane_stride; /* pieces */
@@ -235,7 +236,7 @@ static __global__ void __launch_bounds__(QUANTIZE_THREADS) encode_kernel(Encodin
     if (token >= e.n_tokens) return;
     const float *x = e.x + token * e.n;
     float step, base = 0.0F, factor = 0.0F;
-    float max_code = e.form == FORM_I8 ? 127.0F : 32767.0F;
+    float max_code = e.max_code;
     Quantization q = {};
     if (e.quantizer.kind == KIND_NONE) {
         factor = free_factor(token_max_abs(x, e.n, lane), max_code, &step);
@@ -372,7 +373,7 @@ template <int N16>
 static __device__ inline int32_t encode_bytes(const Encoding &e, size_t token, uint32_t l,
                                               const float values[N16], float *step)
 {
-    float greatest = 0.0F, max_code = e.form == FORM_I8 ? 127.0F : 32767.0F;
+    float greatest = 0.0F, max_code = e.max_code;
 #pragma unroll
     for (int i = 0; i < N16; i++)
         greatest = greater_abs(greatest, values[i]);

@@ -133,25 +133,26 @@ void bitm_quantize_i8__neon(const float *x, uint32_t n, int8_t *codes, float *st
     *sum = *step * (float)sum_of_i32(total);
 }
 
-void bitm_quantize_i16__neon(const float *x, uint32_t n, int16_t *codes, float *step, float *sum)
+void bitm_quantize_i16__neon(const float *x, uint32_t n, int16_t max_code, int16_t *codes,
+                             float *step, float *sum)
 {
-    float greatest = max_abs(x, n), factor = code_factor(greatest, 32767.0F, step);
+    float greatest = max_abs(x, n), factor = code_factor(greatest, (float)max_code, step);
     int32x4_t total = vdupq_n_s32(0);
     if (is_tiny(greatest)) {
 #if BITM_HAVE_VFPV4
-        bitm_quantize_i16__vfpv4(x, n, codes, step, sum);
+        bitm_quantize_i16__vfpv4(x, n, max_code, codes, step, sum);
         return;
 #endif
     }
     uint32_t i = 0;
     for (; i + 8 <= n; i += 8) {
-        int32x4_t low = codes_of(vld1q_f32(x + i), factor, 32767.0F);
-        int32x4_t high = codes_of(vld1q_f32(x + i + 4), factor, 32767.0F);
+        int32x4_t low = codes_of(vld1q_f32(x + i), factor, (float)max_code);
+        int32x4_t high = codes_of(vld1q_f32(x + i + 4), factor, (float)max_code);
         total = vaddq_s32(total, vaddq_s32(low, high));
         vst1q_s16(codes + i, vcombine_s16(vmovn_s32(low), vmovn_s32(high)));
     }
     for (; i < n; i += 4) {
-        int32x4_t four = codes_of(load_floats(x + i, n - i), factor, 32767.0F);
+        int32x4_t four = codes_of(load_floats(x + i, n - i), factor, (float)max_code);
         store_i16(codes + i, four, n - i);
         total = vaddq_s32(total, four);
     }

@@ -34,6 +34,7 @@ typedef struct bitm_gemm {
     const float *row_base;   /* [n_outputs], NULL: none; row_scale x the sum of the row's codes */
     const float *bias;       /* [n_outputs] */
     const void *inputs;      /* [n_tokens, n_inputs] of int8, int16 or float, or bits, by the op */
+    bool are_int11;          /* int16 inputs are at most BITM_INT11_MAX_CODE in size */
     uint32_t n_planes;       /* of inputs in bit planes; at most BITM_MAX_PLANES */
     const int32_t *plane_weights; /* [n_planes]: code = sum of plane_weights[p] * bit p */
     const int32_t *code_sum;      /* [n_tokens]: sum of a token's codes, of inputs in bit planes */
@@ -97,13 +98,15 @@ typedef void bitm_dot_planes_fn(const bitm_planes *a, const bitm_planes *b, uint
 /* ---- Quantization ---- */
 
 /* Symmetric quantization of one token, x [n]: codes = round(x * (max_code / M)), M = max abs(x),
- * *step = M / max_code, *sum = *step * (sum of codes); all zero where M is.  max_code is 127 or
- * 32767.
- */
+ * *step = M / max_code, *sum = *step * (sum of codes); all zero where M is.  max_code is 127 of
+ * quantize_i8. */
 typedef void bitm_quantize_i8_fn(const float *x, uint32_t n, int8_t *codes, float *step,
                                  float *sum);
-typedef void bitm_quantize_i16_fn(const float *x, uint32_t n, int16_t *codes, float *step,
-                                  float *sum);
+typedef void bitm_quantize_i16_fn(const float *x, uint32_t n, int16_t max_code, int16_t *codes,
+                                  float *step, float *sum);
+
+/* The greatest codes of int16, and of int11: sums of 48 of these fit into 16 bits. */
+enum { BITM_INT16_MAX_CODE = 32767, BITM_INT11_MAX_CODE = 682 };
 
 /* A quantizer of the model (SPEC.md 3.4), its statistics known: with z = x + shift, clamped to
  * [clip_lo, clip_hi], code = round(clamp((z - base) / divisor * factor, lo, hi)), which is

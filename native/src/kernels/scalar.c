@@ -379,12 +379,13 @@ void bitm_quantize_i8__scalar(const float *x, uint32_t n, int8_t *codes, float *
     *sum = *step * (float)total;
 }
 
-void bitm_quantize_i16__scalar(const float *x, uint32_t n, int16_t *codes, float *step, float *sum)
+void bitm_quantize_i16__scalar(const float *x, uint32_t n, int16_t max_code, int16_t *codes,
+                               float *step, float *sum)
 {
-    float factor = code_factor(max_abs(x, n), 32767.0F, step);
+    float factor = code_factor(max_abs(x, n), (float)max_code, step);
     int32_t total = 0;
     for (uint32_t i = 0; i < n; i++) {
-        codes[i] = (int16_t)code_of(x[i], factor, 32767.0F);
+        codes[i] = (int16_t)code_of(x[i], factor, (float)max_code);
         total += codes[i];
     }
     *sum = *step * (float)total;

@@ -124,7 +124,7 @@ static uint32_t modes_with(const uint64_t *ops_of_mode, bitm_op op)
 {
     uint32_t modes = 0;
     for (uint32_t mode = BITM_ACTIVATIONS_INT8;
-         ops_of_mode != NULL && mode <= BITM_ACTIVATIONS_FLOAT32; mode++)
+         ops_of_mode != NULL && mode <= BITM_ACTIVATIONS_INT11; mode++)
         if (ops_of_mode[mode] >> op & 1) modes |= 1U << mode;
     return modes;
 }

@@ -104,12 +104,13 @@ void bitm_quantize_i8__avx2(const float *x, uint32_t n, int8_t *codes, float *st
     *sum = *step * (float)sum_lanes(total);
 }
 
-void bitm_quantize_i16__avx2(const float *x, uint32_t n, int16_t *codes, float *step, float *sum)
+void bitm_quantize_i16__avx2(const float *x, uint32_t n, int16_t max_code, int16_t *codes,
+                             float *step, float *sum)
 {
-    float factor = code_factor(max_abs(x, n), 32767.0F, step);
+    float factor = code_factor(max_abs(x, n), (float)max_code, step);
     __m256i total = _mm256_setzero_si256();
     for (uint32_t i = 0; i < n; i += 8) {
-        __m256i eight = codes_of(load_floats(x + i, n - i), factor, 32767.0F);
+        __m256i eight = codes_of(load_floats(x + i, n - i), factor, (float)max_code);
         store_i16(codes + i, eight, n - i);
         total = _mm256_add_epi32(total, eight);
     }

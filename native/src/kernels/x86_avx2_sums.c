@@ -4,7 +4,8 @@
  * time all 64 are made, each a vector of 16 sums of 16 bits, and serve every output: its weights
  * are the places of the vectors to add.  Tables of 72 inputs fill three quarters of the first
  * cache; they are used for all outputs, then made for the next inputs.  An int16 code takes two
- * lanes, its low byte in the lower half of the vector and its high byte in the upper one.
+ * lanes, its low byte in the lower half of the vector and its high byte in the upper one; an int11
+ * code one, whose sums become 32 bits after 48 inputs at most.
  *
  * With bits b and codes x, weights -1 and 1 give 2 (sum of b x) - (sum of x).  The latter is a sum
  * whose six bits are all ones.
@@ -29,6 +30,7 @@ enum {
     CHUNK_GROUPS = CHUNK_WORDS * WORD_GROUPS,
     CHUNK_INPUTS = CHUNK_GROUPS * GROUP,
     CHUNK_BYTES = CHUNK_INPUTS / 8, /* of a row of weights as in the file */
+    WIDE_WORDS = 2,                 /* of int11 codes, whose sums fit into 16 bits */
     ROUND = 3,    /* chunks whose sums fit into 16 bits: 216 codes of -128 to 127, or 0 to 255 */
     BLOCK = 1024, /* outputs at work */
     FEW = 4,      /* tokens for which tables of one token each are faster */
@@ -92,7 +94,7 @@ const bitm_packing bitm_packing__places = {places_bytes, pack_places, TOKEN_BLOC
 
 /* ---- Tables ---- */
 
-typedef enum code_kind { CODES_I8, CODES_I16 } code_kind;
+typedef enum code_kind { CODES_I8, CODES_I11, CODES_I16 } code_kind;
 
 /* All sums of a group's inputs: entry i is that of the codes whose bits i has. */
 typedef int16_t group_table[N_SUMS][LANES];
@@ -119,6 +121,13 @@ INLINE __m128i load_8(const void *bytes, size_t n)
     uint8_t room[8] = {0};
     memcpy(room, bytes, n);
     return _mm_loadl_epi64((const __m128i *)room);
+}
+
+/* The first n of 8 words. */
+INLINE __m128i load_words(const int16_t *words, size_t n)
+{
+    return _mm_unpacklo_epi64(load_8(words, (n < 4 ? n : 4) * 2),
+                              load_8(words + 4, n > 4 ? (n - 4) * 2 : 0));
 }
 
 /* Rows of 4 words become columns. */
@@ -160,6 +169,25 @@ INLINE void make_codes_i8(work *w, size_t input, size_t n, int16_t codes[8][LANE
     }
 }
 
+/* As make_codes_i8, of int11 codes: 8 inputs of 16 tokens, transposed in two halves. */
+INLINE void make_codes_i11(work *w, size_t input, size_t n, int16_t codes[8][LANES])
+{
+    const int16_t *row = (const int16_t *)w->gemm->inputs + w->token * w->gemm->n_inputs + input;
+    for (uint32_t half = 0; half < 2; half++) {
+        __m128i v[8], u[8];
+        for (uint32_t t = 0; t < 8; t++, row += w->gemm->n_inputs)
+            v[t] = 8 * half + t < w->n_tokens ? load_words(row, n) : _mm_setzero_si128();
+        for (int i = 0; i < 4; i++) {
+            u[i] = _mm_unpacklo_epi16(v[2 * i], v[2 * i + 1]);
+            u[i + 4] = _mm_unpackhi_epi16(v[2 * i], v[2 * i + 1]);
+        }
+        transpose_i32x4(u);
+        transpose_i32x4(u + 4);
+        for (int i = 0; i < 8; i++)
+            _mm_store_si128((__m128i *)(void *)(codes[i] + 8 * half), u[i]);
+    }
+}
+
 INLINE void store_bytes_of(int16_t *place, __m128i codes_i16x8)
 {
     __m128i low = _mm_and_si128(codes_i16x8, _mm_set1_epi16(255));
@@ -171,10 +199,7 @@ INLINE void make_codes_i16(work *w, size_t input, size_t n, int16_t codes[8][LAN
     const int16_t *row = (const int16_t *)w->gemm->inputs + w->token * w->gemm->n_inputs + input;
     __m128i v[8], u[8];
     for (size_t t = 0; t < 8; t++, row += w->gemm->n_inputs) {
-        v[t] = _mm_setzero_si128();
-        if (t < w->n_tokens)
-            v[t] = _mm_unpacklo_epi64(load_8(row, smaller((uint32_t)n, 4) * 2),
-                                      load_8(row + 4, n > 4 ? (n - 4) * 2 : 0));
+        v[t] = t < w->n_tokens ? load_words(row, n) : _mm_setzero_si128();
     }
     for (int i = 0; i < 4; i++) {
         u[i] = _mm_unpacklo_epi16(v[2 * i], v[2 * i + 1]);
@@ -196,6 +221,8 @@ INLINE void make_codes(work *w, code_kind kind, size_t input, uint32_t n_groups)
             memset(w->codes[i], 0, 8 * sizeof w->codes[i]);
         else if (kind == CODES_I8)
             make_codes_i8(w, input + i, n, w->codes + i);
+        else if (kind == CODES_I11)
+            make_codes_i11(w, input + i, n, w->codes + i);
         else
             make_codes_i16(w, input + i, n, w->codes + i);
     }
@@ -263,7 +290,7 @@ INLINE void add_round(code_kind kind, __m256i sum_i16x16, int32_t *dots)
     __m256i *place = (__m256i *)(void *)dots;
     __m128i low = _mm256_castsi256_si128(sum_i16x16),
             high = _mm256_extracti128_si256(sum_i16x16, 1);
-    if (kind == CODES_I8) {
+    if (kind != CODES_I16) {
         __m256i first = _mm256_cvtepi16_epi32(low), last = _mm256_cvtepi16_epi32(high);
         _mm256_storeu_si256(place, _mm256_add_epi32(_mm256_loadu_si256(place), first));
         _mm256_storeu_si256(place + 1, _mm256_add_epi32(_mm256_loadu_si256(place + 1), last));
@@ -274,11 +301,39 @@ INLINE void add_round(code_kind kind, __m256i sum_i16x16, int32_t *dots)
     }
 }
 
+/* Adds a chunk of n_words to the dots of the outputs: of int11 codes, two words at a time. */
+INLINE void add_wide_chunk(work *w, const uint8_t *places, uint32_t n_outputs,
+                           const uint32_t n_words)
+{
+    const uint8_t *tables = (const uint8_t *)w->tables;
+    const uint32_t n_first = n_words < WIDE_WORDS ? n_words : WIDE_WORDS;
+    for (uint32_t o = 0; o < n_outputs; o++, places += n_words * WORD_GROUPS) {
+        __m256i sum = _mm256_setzero_si256(), rest = sum;
+        add_places(tables, places, n_first, &sum);
+        if (n_words > n_first)
+            add_places(tables + sizeof(group_table) * WIDE_WORDS * WORD_GROUPS,
+                       places + WIDE_WORDS * WORD_GROUPS, n_words - n_first, &rest);
+        __m256i low = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(sum));
+        __m256i high = _mm256_cvtepi16_epi32(_mm256_extracti128_si256(sum, 1));
+        if (n_words > n_first) {
+            low = _mm256_add_epi32(low, _mm256_cvtepi16_epi32(_mm256_castsi256_si128(rest)));
+            high = _mm256_add_epi32(high, _mm256_cvtepi16_epi32(_mm256_extracti128_si256(rest, 1)));
+        }
+        __m256i *place = (__m256i *)w->dots[o];
+        _mm256_store_si256(place, _mm256_add_epi32(_mm256_load_si256(place), low));
+        _mm256_store_si256(place + 1, _mm256_add_epi32(_mm256_load_si256(place + 1), high));
+    }
+}
+
 /* Adds a chunk of n_words to the sums of the outputs; at the end of a round, those to the dots. */
 INLINE void add_chunk(work *w, code_kind kind, const uint8_t *places, uint32_t n_outputs,
                       const uint32_t n_words, const bool ends_round)
 {
     const uint8_t *tables = (const uint8_t *)w->tables;
+    if (kind == CODES_I11) {
+        add_wide_chunk(w, places, n_outputs, n_words);
+        return;
+    }
     for (uint32_t o = 0; o < n_outputs; o++, places += n_words * WORD_GROUPS) {
         __m256i *place = (__m256i *)w->sums[o];
         __m256i sum = _mm256_load_si256(place);
@@ -296,9 +351,13 @@ INLINE void add_all(work *w, code_kind kind, uint32_t n_groups, bool ends_round)
 {
     __m256i *place = (__m256i *)(void *)w->all_sums;
     __m256i sum = _mm256_loadu_si256(place);
-    for (uint32_t g = 0; g < n_groups; g++)
+    for (uint32_t g = 0; g < n_groups; g++) {
         add_place((const uint8_t *)w->tables, g, (N_SUMS - 1) << PLACE_SHIFT, &sum);
-    if (ends_round) {
+        if (kind != CODES_I11 || (g + 1) % (WIDE_WORDS * WORD_GROUPS) != 0) continue;
+        add_round(kind, sum, w->all_dots);
+        sum = _mm256_setzero_si256();
+    }
+    if (ends_round || kind == CODES_I11) {
         add_round(kind, sum, w->all_dots);
         sum = _mm256_setzero_si256();
     }
@@ -393,7 +452,7 @@ typedef void few_fn(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens, ui
 INLINE void multiply(const bitm_gemm *gemm, code_kind kind, few_fn *few, uint32_t token,
                      uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
 {
-    const uint32_t tile = kind == CODES_I8 ? LANES : LANES / 2, end = token + n_tokens;
+    const uint32_t tile = kind == CODES_I16 ? LANES / 2 : LANES, end = token + n_tokens;
     const uint32_t n_few = gemm->packed == NULL ? n_tokens : FEW * tile / LANES;
     const uint32_t n_block = (smaller(BLOCK, n_outputs) + 7) / 8 * 8;
     work *w = gemm->scratch;
@@ -425,5 +484,8 @@ void bitm_gemm_w1a8__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_toke
 void bitm_gemm_w1a16__avx2(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                            uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, CODES_I16, bitm_gemm_w1a16_few, token, n_tokens, output, n_outputs);
+    if (gemm->are_int11)
+        multiply(gemm, CODES_I11, bitm_gemm_w1a16_few, token, n_tokens, output, n_outputs);
+    else
+        multiply(gemm, CODES_I16, bitm_gemm_w1a16_few, token, n_tokens, output, n_outputs);
 }

@@ -258,7 +258,7 @@ INLINE __mmask16 outputs_between(uint32_t output, uint32_t begin, uint32_t end)
 
 /* ---- Operands of products ---- */
 
-typedef enum code_kind { CODES_I8, CODES_I16, CODES_SIGN, CODES_PLANES } code_kind;
+typedef enum code_kind { CODES_I8, CODES_I11, CODES_I16, CODES_SIGN, CODES_PLANES } code_kind;
 
 /* Asks the second cache for weights that come later: the processor's own prefetcher stops at ends
  * of pages and rows.  Asking the first cache for rows takes Zen 4 twice the time.  An address need

@@ -70,13 +70,14 @@ void bitm_quantize_i8__avx512(const float *x, uint32_t n, int8_t *codes, float *
     *sum = *step * (float)_mm512_reduce_add_epi32(total);
 }
 
-void bitm_quantize_i16__avx512(const float *x, uint32_t n, int16_t *codes, float *step, float *sum)
+void bitm_quantize_i16__avx512(const float *x, uint32_t n, int16_t max_code, int16_t *codes,
+                               float *step, float *sum)
 {
-    float factor = code_factor(max_abs(x, n), 32767.0F, step);
+    float factor = code_factor(max_abs(x, n), (float)max_code, step);
     __m512i total = _mm512_setzero_si512();
     for (uint32_t i = 0; i < n; i += 16) {
         __mmask16 exist = first_lanes(n - i);
-        __m512i c = codes_of(_mm512_maskz_loadu_ps(exist, x + i), factor, 32767.0F);
+        __m512i c = codes_of(_mm512_maskz_loadu_ps(exist, x + i), factor, (float)max_code);
         _mm256_mask_storeu_epi16(codes + i, exist, _mm512_cvtepi32_epi16(c));
         total = _mm512_add_epi32(total, c);
     }

@@ -4,7 +4,7 @@
  * Six weight bits choose which of six input codes are summed: one of 64 sums of 16 bits, which are
  * two registers.  One operation finds those of 32 outputs.  Tables of 240 inputs of four tokens
  * stay in the first cache and serve all outputs.  An int16 code is two rows of bytes, of which the
- * low one is unsigned.
+ * low one is unsigned; an int11 code is one, whose sums become 32 bits after 48 inputs.
  *
  * With bits b and codes x, weights -1 and 1 give 2 (sum of b x) - (sum of x); ternary ones, with
  * bits p where they are positive and n where they are not 0, 2 (sum of p x) - (sum of n x).
@@ -28,8 +28,9 @@ enum {
     PAIR = 2 * GROUP, /* inputs of a word of places */
     ROUND = 20,       /* pairs whose sums fit into 16 bits, 21 would, and are whole bytes of bits */
     ROUND_INPUTS = ROUND * PAIR,
-    ROWS = 4,    /* of codes at work */
-    VECTORS = 4, /* of 32 outputs at work: with four rows, 16 registers of sums */
+    WIDE_PAIRS = 4, /* the same of int11 codes */
+    ROWS = 4,       /* of codes at work */
+    VECTORS = 4,    /* of 32 outputs at work: with four rows, 16 registers of sums */
     WIDTH = 32 * VECTORS,
     PAIR_BYTES = 2 * WIDTH,               /* of a panel's words for a pair */
     MARGIN = 64,                          /* bytes after the last words, of which one is read */
@@ -130,8 +131,9 @@ typedef struct work {
     _Alignas(64) int16_t tables[2 * ROUND][ROWS][N_SUMS]; /* entry i: of the codes of i's bits */
     _Alignas(64) int32_t dots[BLOCK / WIDTH][ROWS][WIDTH];
     _Alignas(64) uint8_t words[ROUND * PAIR_BYTES + MARGIN]; /* where weights are not packed */
-    _Alignas(64) uint8_t codes[ROWS][(ROUND_INPUTS + 63) / 64 * 64]; /* 0 past the last */
-    int32_t code_sum[ROWS];                                          /* of a token's */
+    _Alignas(64) uint8_t codes[ROWS][(ROUND_INPUTS + 63) / 64 * 64];      /* 0 past the last */
+    _Alignas(64) int16_t wide_codes[ROWS][(ROUND_INPUTS + 31) / 32 * 32]; /* of int11 codes */
+    int32_t code_sum[ROWS];                                               /* of a token's */
     const bitm_gemm *gemm;
     uint32_t token, n_tokens, n_rows; /* n_rows: one for a token, or two of int16 codes */
     uint32_t first_panel, n_panels;   /* of the block */
@@ -178,6 +180,36 @@ INLINE void make_tables(work *w, uint32_t row, const bool is_unsigned, uint32_t 
     }
 }
 
+/* Makes the tables of n_groups of a row's int11 codes: each of the first five is added to the half
+ * of a table's entries that have its bit, the last one to all. */
+INLINE void make_wide_tables(work *w, uint32_t row, uint32_t n_groups)
+{
+    const int16_t *codes = w->wide_codes[row];
+    for (uint32_t g = 0; g < n_groups; g++, codes += GROUP) {
+        __m512i low = _mm512_maskz_set1_epi16(0xAAAAAAAA, codes[0]);
+        low = _mm512_mask_add_epi16(low, 0xCCCCCCCC, low, _mm512_set1_epi16(codes[1]));
+        low = _mm512_mask_add_epi16(low, 0xF0F0F0F0, low, _mm512_set1_epi16(codes[2]));
+        low = _mm512_mask_add_epi16(low, 0xFF00FF00, low, _mm512_set1_epi16(codes[3]));
+        low = _mm512_mask_add_epi16(low, 0xFFFF0000, low, _mm512_set1_epi16(codes[4]));
+        int16_t *table = w->tables[g][row];
+        _mm512_store_si512(table, low);
+        _mm512_store_si512(table + N_SUMS / 2, _mm512_add_epi16(low, _mm512_set1_epi16(codes[5])));
+    }
+}
+
+/* Copies n int11 codes of a token, zeros up to n_padded; returns their sum. */
+INLINE int32_t copy_wide_codes(const int16_t *codes, uint32_t n, uint32_t n_padded, int16_t *copy)
+{
+    __m512i sum = _mm512_setzero_si512();
+    for (uint32_t i = 0; i < n_padded; i += 32) {
+        __mmask32 exist = (__mmask32)first_bytes(n > i ? n - i : 0);
+        __m512i some = _mm512_maskz_loadu_epi16(exist, codes + i);
+        _mm512_store_si512(copy + i, some);
+        sum = _mm512_dpwssd_epi32(sum, some, _mm512_set1_epi16(1));
+    }
+    return _mm512_reduce_add_epi32(sum);
+}
+
 /* Makes the tables of inputs [first, first + n). */
 INLINE void prepare_round(work *w, code_kind kind, uint32_t first, uint32_t n)
 {
@@ -186,6 +218,12 @@ INLINE void prepare_round(work *w, code_kind kind, uint32_t first, uint32_t n)
     for (uint32_t t = 0; t < w->n_tokens; t++) {
         const uint32_t row = t * rows_of_token;
         size_t place = (size_t)(w->token + t) * w->gemm->n_inputs + first;
+        if (kind == CODES_I11) {
+            w->code_sum[t] += copy_wide_codes((const int16_t *)w->gemm->inputs + place, n,
+                                              n_groups * GROUP, w->wide_codes[row]);
+            make_wide_tables(w, row, n_groups);
+            continue;
+        }
         const int8_t *codes = (const int8_t *)w->gemm->inputs + place * rows_of_token;
         uint8_t *low = w->codes[row], *high = w->codes[row + rows_of_token - 1];
         for (uint32_t i = 0; i < n_groups * GROUP; i += 64)
@@ -221,8 +259,8 @@ INLINE void add_sums(const bool is_unsigned, const int16_t factor, bool is_first
 }
 
 /* A round of some rows and a panel of a plane of weights, times factor. */
-INLINE void add_pairs(const work *w, code_kind kind, const uint8_t *words, uint32_t n_pairs,
-                      const uint32_t n_rows, const int16_t factor, bool is_first,
+INLINE void add_pairs(const work *w, code_kind kind, const uint8_t *words, uint32_t pair,
+                      uint32_t n_pairs, const uint32_t n_rows, const int16_t factor, bool is_first,
                       int32_t dots[ROWS][WIDTH])
 {
     __m512i sums[ROWS][VECTORS];
@@ -231,7 +269,7 @@ INLINE void add_pairs(const work *w, code_kind kind, const uint8_t *words, uint3
 #pragma GCC unroll 4
         for (uint32_t i = 0; i < VECTORS; i++)
             sums[r][i] = _mm512_setzero_si512();
-    const int16_t *table = w->tables[0][0];
+    const int16_t *table = w->tables[(size_t)2 * pair][0];
     for (uint32_t p = 0; p < n_pairs; p++, words += PAIR_BYTES) {
         for (size_t i = 0; i < PAIR_BYTES; i += 64)
             ask_for(words + i, AHEAD_BYTES);
@@ -281,6 +319,7 @@ INLINE void add_plane(work *w, code_kind kind, uint32_t plane, const int16_t fac
     const size_t n_panels = ((size_t)gemm->n_rows + WIDTH - 1) / WIDTH;
     const size_t first = n_panels * (plane * pairs_of(gemm->n_inputs) + pair) +
                          (size_t)w->first_panel * n_pairs; /* packed pair */
+    const uint32_t most = kind == CODES_I11 ? WIDE_PAIRS : ROUND;
     for (uint32_t panel = 0; panel < w->n_panels; panel++) {
         const uint32_t row = (w->first_panel + panel) * WIDTH;
         const uint8_t *words = w->words;
@@ -293,7 +332,9 @@ INLINE void add_plane(work *w, code_kind kind, uint32_t plane, const int16_t fac
         switch (w->n_rows) {
 #define CASE(n)                                                                                    \
     case n:                                                                                        \
-        add_pairs(w, kind, words, n_pairs, n, factor, is_first, w->dots[panel]);                   \
+        for (uint32_t p = 0; p < n_pairs; p += most)                                               \
+            add_pairs(w, kind, words + (size_t)p * PAIR_BYTES, p, smaller(most, n_pairs - p), n,   \
+                      factor, is_first && p == 0, w->dots[panel]);                                 \
         break
             CASE(1);
             CASE(2);
@@ -373,10 +414,20 @@ void bitm_gemm_w1a8__permute(const bitm_gemm *gemm, uint32_t token, uint32_t n_t
     multiply(gemm, BITM_DTYPE_BIT1, CODES_I8, token, n_tokens, output, n_outputs);
 }
 
+/* The codes of a wide product are of one of two kinds. */
+INLINE void multiply_wide(const bitm_gemm *gemm, bitm_dtype weights, uint32_t token,
+                          uint32_t n_tokens, uint32_t output, uint32_t n_outputs)
+{
+    if (gemm->are_int11)
+        multiply(gemm, weights, CODES_I11, token, n_tokens, output, n_outputs);
+    else
+        multiply(gemm, weights, CODES_I16, token, n_tokens, output, n_outputs);
+}
+
 void bitm_gemm_w1a16__permute(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                               uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, BITM_DTYPE_BIT1, CODES_I16, token, n_tokens, output, n_outputs);
+    multiply_wide(gemm, BITM_DTYPE_BIT1, token, n_tokens, output, n_outputs);
 }
 
 void bitm_gemm_w2a8__permute(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
@@ -388,5 +439,5 @@ void bitm_gemm_w2a8__permute(const bitm_gemm *gemm, uint32_t token, uint32_t n_t
 void bitm_gemm_w2a16__permute(const bitm_gemm *gemm, uint32_t token, uint32_t n_tokens,
                               uint32_t output, uint32_t n_outputs)
 {
-    multiply(gemm, BITM_DTYPE_TERN, CODES_I16, token, n_tokens, output, n_outputs);
+    multiply_wide(gemm, BITM_DTYPE_TERN, token, n_tokens, output, n_outputs);
 }

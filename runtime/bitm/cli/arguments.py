@@ -8,7 +8,7 @@ import re
 from functools import partial
 from typing import NoReturn
 
-ACTIVATIONS = ("auto", "int8", "int16", "float32")
+ACTIVATIONS = ("auto", "int8", "int16", "float32", "int11")
 POSITIONS = ("one", "all", "none")
 POOLINGS = ("mean", "cls", "max")
 # Of `eval`; written here too so that other commands need not import it.

@@ -11,7 +11,7 @@ HELP_OPTIONS_TO_RUN = f"""\
   --device WHICH        cpu, cuda, cuda:N (GPU number N), or auto: a GPU where one can be
                         used, otherwise the CPU (default: auto)
   --threads N           threads of a run (default: the CPUs that this process may use)
-  --activations MODE    auto, int8, int16 or float32 (default: auto, which is int16)
+  --activations MODE    auto, int8, int16, float32 or int11 (default: auto, which is int11)
   --kernels OP=VARIANT,...
                         forces kernels, for measurements; see 'bitm kernels'
   --memory              tell the memory that this would take on the CPU, and do nothing
@@ -150,7 +150,7 @@ options:
                         used, otherwise the CPU (default: auto)
   --threads N           threads of a run (default: the CPUs that this process may use)
   --activations MODE,...
-                        auto, int8, int16 or float32, or several (default: auto, which is int16)
+                        auto, int8, int16, float32, int11, or several (default: auto: int11)
   --kernels OP=VARIANT,...
                         forces kernels, for measurements; see 'bitm kernels'
 {HELP_OPTIONS}

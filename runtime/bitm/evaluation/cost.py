@@ -11,7 +11,7 @@ from bitm_formats.reader import check_opening
 from bitm_formats.spec import HEADER, DType, Head, QuantizerKind, Slot, SlotKind, slots
 
 _WEIGHT_BITS = {DType.F32: 32, DType.F16: 16, DType.I8: 8, DType.BIT1: 1, DType.TERN: 2}
-_MODE_BITS = {"int8": 8, "int16": 16, "float32": 32}
+_MODE_BITS = {"int8": 8, "int11": 11, "int16": 16, "float32": 32}
 _FLOAT_BITS = 32
 _PARTS = ("layers", "embeddings")
 _DECODER = "mlm.decoder.weight"
@@ -93,7 +93,7 @@ def memory(tables: Tables) -> Memory:
 
 
 def operations(tables: Tables, activations: str, length: float) -> Operations:
-    """Counts what a run computes with an arithmetic of activations, "int8", "int16" or "float32".
+    """Counts what a run computes with an arithmetic of activations, as "int8" or "float32".
 
     `length` is the mean number of tokens of a sequence that a token attends to.
     """
