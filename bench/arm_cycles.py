@@ -140,6 +140,8 @@ LOOPS = (
     Loop("gelu_bits", "neon", "neon_quantize", "fcmge", 4, "value", "fcmge", "-"),
     Loop("quantize_i8", "neon", "neon_quantize", "fcvtzs", 4, "value", "fcvtzs", "-"),
     Loop("activate", "neon", "neon_tokens", "shl", 4, "value", "shl", "fdiv"),
+    Loop("sign_distances", "neon", "neon_signs", "cnt", 2, "value", "cnt", "-"),
+    Loop("table_sum", "neon", "neon_signs", "tbl", 4, "value", "tbl", "-"),
     Loop("exp_sum", "neon", "neon_tokens", "shl", 4, "value", "shl", "-"),
     Loop("add_norm", "neon", "neon_tokens", "fmla", 4, "value", "fmla", "fsub"),
 )

@@ -127,7 +127,12 @@ def make_ternary(model: ModelFile, rng: Rng) -> ModelFile:
 
 
 def wrong_logits(
-    model: ModelFile, path: Path, n_texts: int = 30, tolerance: float = 1e-3, longest: int = 12
+    model: ModelFile,
+    path: Path,
+    n_texts: int = 30,
+    tolerance: float = 1e-3,
+    longest: int = 12,
+    shortest: int = 1,
 ) -> float:
     """The share of sequences whose logits differ from the reference's.
 
@@ -139,7 +144,7 @@ def wrong_logits(
     rng = np.random.default_rng(11)
     with Model(path, activations="float32") as runtime:
         for _ in range(n_texts):
-            ids = rng.integers(0, model.config.vocab_size, rng.integers(1, longest + 1))
+            ids = rng.integers(0, model.config.vocab_size, rng.integers(shortest, longest + 1))
             expected = reference.logits(ids)
             found = runtime.logits([ids])[0]
             wrong += bool(np.abs(found - expected).max() > tolerance * expected.std())
@@ -217,6 +222,23 @@ def test_signs_meet_other_codes_in_attention(
         assert scales is not None
         scales[zeros] = 0
     assert wrong_logits(model, tmp_path / "m.bitm", longest=100) <= 0.1
+
+
+@pytest.mark.parametrize("head_size", [16, 61, 64])
+@pytest.mark.parametrize("keys", ["any", "one is the query", "steps of their own"])
+def test_long_sequences_of_signs(keys: str, head_size: int, tmp_path: Path) -> None:
+    """Their probabilities are looked up by distances, if no key is the query and steps are one."""
+    rng = np.random.default_rng(14)
+    c = config(n_layers=1, max_positions=300, head_size=head_size, score_scale=0.125)
+    model = quantize(masked_lm(rng, c), rng, (sign(0.7), sign(), sign(), integers(0, 1, 0.008)))
+    if keys == "one is the query":
+        for part in ("weight", "bias", "shift"):
+            query = model.tensors[f"layers.0.query.{part}"]
+            model.tensors[f"layers.0.key.{part}"] = query
+    if keys == "steps of their own":
+        model.quantizers["layers.0.attention.key"] = symmetric(2, BY_TOKEN)
+    path = tmp_path / "m.bitm"
+    assert wrong_logits(model, path, n_texts=10, shortest=120, longest=300) <= 0.1
 
 
 def test_low_rank_and_value_terms(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ if(BITM_IS_X86_64)
       src/kernels/x86_avx2_bits.c
       src/kernels/x86_avx2_floats.c
       src/kernels/x86_avx2_quantize.c
+      src/kernels/x86_avx2_signs.c
       src/kernels/x86_avx2_sums.c
       src/kernels/x86_avx2_tokens.c)
   list(APPEND BITM_ISA_DEFINITIONS BITM_HAVE_AVX2=1)
@@ -45,7 +46,7 @@ if(BITM_IS_X86_64)
         src/kernels/x86_avx512_tokens.c)
     set(BITM_PERMUTE_SOURCES src/kernels/x86_permute.c)
     set(BITM_VNNI_SOURCES src/kernels/x86_vnni.c src/kernels/x86_vnni_attention.c)
-    set(BITM_VPOPCNT_SOURCES src/kernels/x86_vpopcnt.c)
+    set(BITM_VPOPCNT_SOURCES src/kernels/x86_vpopcnt.c src/kernels/x86_vpopcnt_signs.c)
     list(APPEND BITM_ISA_DEFINITIONS BITM_HAVE_AVX512=1)
   endif()
   if(BITM_COMPILES_AVX512 AND BITM_COMPILES_AMX)
@@ -90,6 +91,7 @@ if(BITM_IS_AARCH64 OR BITM_IS_ARMV7)
       src/kernels/arm_neon_codes.c
       src/kernels/arm_neon_floats.c
       src/kernels/arm_neon_quantize.c
+      src/kernels/arm_neon_signs.c
       src/kernels/arm_neon_tokens.c)
   list(APPEND BITM_ISA_DEFINITIONS BITM_HAVE_NEON=1)
 endif()

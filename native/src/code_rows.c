@@ -18,6 +18,11 @@ bitm_planes bitm_planes_of(const bitm_file_quantizer *quantizer, const uint64_t 
     return planes;
 }
 
+uint32_t bitm_n_planes(const bitm_file_quantizer *quantizer)
+{
+    return quantizer != NULL ? bitm_planes_of(quantizer, NULL).n_planes : 0;
+}
+
 static size_t words_of(uint32_t n)
 {
     return ((size_t)n + 63) / 64;

@@ -11,6 +11,9 @@ bool bitm_is_sign(const bitm_file_quantizer *quantizer);
 /* The planes of a quantizer's codes, as bitm_quantize_planes_fn makes them. */
 bitm_planes bitm_planes_of(const bitm_file_quantizer *quantizer, const uint64_t *bits);
 
+/* How many these are; 0 of no quantizer. */
+uint32_t bitm_n_planes(const bitm_file_quantizer *quantizer);
+
 /* n_rows rows of n codes each. */
 typedef struct bitm_code_rows {
     uint64_t *bits;     /* [n_rows, n_planes, words] */

@@ -126,6 +126,13 @@ static bool is_of_floats(const char *op)
 }
 #endif
 
+#if BITM_HAVE_AVX512
+static bool is_of_bits(const char *op)
+{
+    return strncmp(op, "gemm_", 5) == 0 || strcmp(op, "dot_planes") == 0;
+}
+#endif
+
 double measure_peak(const char *op, bitm_tier tier)
 {
 #if BITM_HAVE_AMX
@@ -134,7 +141,8 @@ double measure_peak(const char *op, bitm_tier tier)
 #if BITM_HAVE_AVX512
     if (tier == BITM_TIER_VNNI) return ROUNDS * 12 * 64.0 / time_calls(multiply_bytes, NULL);
     if (tier == BITM_TIER_PERMUTE) return ROUNDS * 8 * 192.0 / time_calls(look_up, NULL);
-    if (tier == BITM_TIER_VPOPCNT) return ROUNDS * 5 * 512.0 / time_calls(count_bits, NULL);
+    if (tier == BITM_TIER_VPOPCNT && is_of_bits(op))
+        return ROUNDS * 5 * 512.0 / time_calls(count_bits, NULL);
     if (tier == BITM_TIER_AVX512 && is_of_floats(op))
         return ROUNDS * 12 * 16.0 / time_calls(multiply_zmm, NULL);
 #endif

@@ -95,6 +95,20 @@ INLINE void store_floats(float *x, uint32_t n, float32x4_t values)
         x[i] = room[i];
 }
 
+/* 64 bytes, all ones or zeros, to a bit each: byte i has bit i % 8 left, and neighbours add up. */
+INLINE uint64_t bits_of(const uint8x16_t masks[4])
+{
+    const uint8x16_t bit = vcombine_u8(vcreate_u8(UINT64_C(0x8040201008040201)),
+                                       vcreate_u8(UINT64_C(0x8040201008040201)));
+    uint8x8_t pairs[4];
+    for (int k = 0; k < 4; k++) {
+        uint8x16_t bits = vandq_u8(masks[k], bit);
+        pairs[k] = vpadd_u8(vget_low_u8(bits), vget_high_u8(bits));
+    }
+    uint8x8_t fours[2] = {vpadd_u8(pairs[0], pairs[1]), vpadd_u8(pairs[2], pairs[3])};
+    return vget_lane_u64(vreinterpret_u64_u8(vpadd_u8(fours[0], fours[1])), 0);
+}
+
 /* The 16 canonical lanes of a sum: 0 to 3, 4 to 7, 8 to 11, 12 to 15. */
 typedef struct lanes {
     float32x4_t four[4];

@@ -242,20 +242,6 @@ int32_t bitm_quantize__neon(const bitm_quantization *q, const float *x, uint32_t
     return quantize_by(q, BY_QUOTIENT, x, n, codes);
 }
 
-/* 64 bytes, all ones or zeros, to a bit each: byte i has bit i % 8 left, and neighbours add up. */
-INLINE uint64_t bits_of(const uint8x16_t masks[4])
-{
-    const uint8x16_t bit = vcombine_u8(vcreate_u8(UINT64_C(0x8040201008040201)),
-                                       vcreate_u8(UINT64_C(0x8040201008040201)));
-    uint8x8_t pairs[4];
-    for (int k = 0; k < 4; k++) {
-        uint8x16_t bits = vandq_u8(masks[k], bit);
-        pairs[k] = vpadd_u8(vget_low_u8(bits), vget_high_u8(bits));
-    }
-    uint8x8_t fours[2] = {vpadd_u8(pairs[0], pairs[1]), vpadd_u8(pairs[2], pairs[3])};
-    return vget_lane_u64(vreinterpret_u64_u8(vpadd_u8(fours[0], fours[1])), 0);
-}
-
 /* Masks of 16 bits to masks of bytes. */
 INLINE uint8x16_t narrow(uint16x8_t low, uint16x8_t high)
 {

@@ -25,6 +25,9 @@
 #define bitm_extremes__scalar bitm_extremes__vfpv4
 #define bitm_attention__scalar bitm_attention__vfpv4
 #define bitm_attention_i8__scalar bitm_attention_i8__vfpv4
+#define bitm_sign_distances__scalar bitm_sign_distances__vfpv4
+#define bitm_table_sum__scalar bitm_table_sum__vfpv4
+#define bitm_near_bits__scalar bitm_near_bits__vfpv4
 #define bitm_add_norm__scalar bitm_add_norm__vfpv4
 #define bitm_rms_norm__scalar bitm_rms_norm__vfpv4
 #define bitm_activate__scalar bitm_activate__vfpv4

@@ -311,6 +311,28 @@ static inline size_t bitm_attention_i8_room(size_t n_tokens, size_t head_size)
     return n_padded * (n_queries + 1 + n_columns + n_queries / 2) + n_columns * (2 + n_queries / 2);
 }
 
+/* ---- Attention of signs ----
+ *
+ * A query and a key of at most 64 signs are a word each, the bits of positive ones, and their
+ * product is the number of signs less twice the distance.  So a query's scores are 65 values, and
+ * what follows from a score is found once for each and looked up.  Distances have room up to a
+ * multiple of 64. */
+
+/* distances [n] = the number of bits in which keys[j] differs from query; returns the least. */
+typedef uint8_t bitm_sign_distances_fn(uint64_t query, const uint64_t *keys, uint32_t n,
+                                       uint8_t *distances);
+
+enum { BITM_DISTANCES = 64 }; /* of a table, a power of 2 */
+
+/* The sum of table[distances[j] % BITM_DISTANCES], which are normal and positive or 0. */
+typedef float bitm_table_sum_fn(const float table[BITM_DISTANCES], const uint8_t *distances,
+                                uint32_t n);
+
+/* bits [words]: which distances are below `end`, of at most 127, padded with 0; returns how many.
+ */
+typedef int32_t bitm_near_bits_fn(const uint8_t *distances, uint32_t n, uint8_t end,
+                                  uint64_t *bits);
+
 /* ---- The list ---- */
 
 #define BITM_OPS(OP)                                                                               \
@@ -336,6 +358,9 @@ static inline size_t bitm_attention_i8_room(size_t n_tokens, size_t head_size)
     OP(extremes)                                                                                   \
     OP(attention)                                                                                  \
     OP(attention_i8)                                                                               \
+    OP(sign_distances)                                                                             \
+    OP(table_sum)                                                                                  \
+    OP(near_bits)                                                                                  \
     OP(add_norm)                                                                                   \
     OP(rms_norm)                                                                                   \
     OP(activate)                                                                                   \

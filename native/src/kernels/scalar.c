@@ -629,3 +629,36 @@ void bitm_attention_i8__scalar(const bitm_attention *attention, uint32_t token, 
         }
     }
 }
+
+/* ---- Attention of signs ---- */
+
+uint8_t bitm_sign_distances__scalar(uint64_t query, const uint64_t *keys, uint32_t n,
+                                    uint8_t *distances)
+{
+    uint8_t least = UINT8_MAX;
+    for (uint32_t j = 0; j < n; j++) {
+        distances[j] = (uint8_t)popcount(query ^ keys[j]);
+        least = distances[j] < least ? distances[j] : least;
+    }
+    return least;
+}
+
+float bitm_table_sum__scalar(const float table[BITM_DISTANCES], const uint8_t *distances,
+                             uint32_t n)
+{
+    float lanes[BITM_LANES] = {0};
+    for (uint32_t j = 0; j < n; j++)
+        lanes[j % BITM_LANES] += table[distances[j] % BITM_DISTANCES];
+    return bitm_fold(lanes);
+}
+
+int32_t bitm_near_bits__scalar(const uint8_t *distances, uint32_t n, uint8_t end, uint64_t *bits)
+{
+    int32_t sum = 0;
+    memset(bits, 0, ((size_t)n + 63) / 64 * sizeof *bits);
+    for (uint32_t j = 0; j < n; j++) {
+        bits[j / 64] |= (uint64_t)(distances[j] < end) << j % 64;
+        sum += distances[j] < end;
+    }
+    return sum;
+}
