@@ -72,6 +72,21 @@ def zero_model(rng: np.random.Generator) -> ModelFile:
     return model
 
 
+def sign_attention_model(rng: np.random.Generator) -> ModelFile:
+    """The same with signs in attention too, some of them of 0, and probabilities of 0 and 1."""
+    model = sign_model(rng)
+    for layer in range(model.config.n_layers):
+        for first, operand in enumerate(("query", "key", "value")):
+            place = f"layers.{layer}.{operand}"
+            model.quantizers[f"layers.{layer}.attention.{operand}"] = Quantizer(1, 0, -1, 1, 0.4)
+            scales = model.tensors[f"{place}.weight"].scales
+            assert scales is not None
+            scales[3 * first :: 50] = 0
+            model.tensors[f"{place}.bias"].data[3 * first :: 50] = 0
+        model.quantizers[f"layers.{layer}.attention.probabilities"] = Quantizer(2, 0, 0, 1, 0.03)
+    return model
+
+
 MODELS = {
     "tiny": lambda rng: masked_lm(rng),
     "columns": lambda rng: masked_lm(
@@ -81,6 +96,7 @@ MODELS = {
     "wide": wide_model,
     "sign": sign_model,
     "zero": zero_model,
+    "signs in attention": sign_attention_model,
 }
 
 
@@ -135,6 +151,19 @@ def test_every_shape(tmp_path: Path, mode: str, shape: tuple[int, int]) -> None:
             for _ in range(3):  # the first run, the one that is recorded, the one that is replayed
                 found = gpu.hidden_states(ids, mask)
             np.testing.assert_array_equal(found, cpu.hidden_states(ids, mask))
+
+
+@needs_gpu
+@pytest.mark.parametrize("shape", [(1, 1), (1, 64), (3, 65), (64, 17), (7, 130), (20, 512)])
+def test_attention_of_signs(tmp_path: Path, shape: tuple[int, int]) -> None:
+    path = tmp_path / "m.bitm"
+    bitm_formats.write(path, sign_attention_model(np.random.default_rng(8)))
+    with Model(path, device="cpu") as cpu, Model(path, device="cuda") as gpu:
+        ids, mask = random_batch(np.random.default_rng(3), cpu, shape)
+        states = cpu.hidden_states(ids, mask)
+        assert np.unique(states).size > 100
+        for _ in range(3):  # the third run is a recorded one
+            np.testing.assert_array_equal(gpu.hidden_states(ids, mask), states)
 
 
 @needs_gpu

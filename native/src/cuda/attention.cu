@@ -4,6 +4,7 @@
 #include "attend_wgmma.cuh"
 #include "attention_bytes.cuh"
 #include "attention_general.cuh"
+#include "attention_signs.cuh"
 #include "forward.cuh"
 
 namespace bitm {
@@ -209,12 +210,31 @@ static void general_attention(const Work &w, const Layer &layer, const float *x)
     BITM_LAUNCH(general_attention_kernel, grid, GENERAL_THREADS, shared, stream, a);
 }
 
+static bool are_signs(const Quantizer &q)
+{
+    return q.kind == KIND_SIGN && q.scope == SCOPE_STATIC && q.lo < 0.0F && !q.clips;
+}
+
+/* Whether attention_signs_kernel computes a layer's attention. */
+static bool can_attend_signs(const Work &w, const Layer &layer)
+{
+    const bitm_device_model *model = w.session->model;
+    const bitm_file_config *config = model->network.config;
+    const Quantizer &p = layer.quantize_probabilities;
+    return are_signs(layer.quantize_query) && are_signs(layer.quantize_key) &&
+           are_signs(layer.quantize_value) && p.kind == KIND_INT && p.scope == SCOPE_STATIC &&
+           !p.clips && p.lo == 0.0F && p.hi == 1.0F && config->score_rank == 0 &&
+           !config->value_term && config->attention_normalizer == BITM_NORMALIZER_SOFTMAX &&
+           config->head_size == SIGNS_HEAD &&
+           signs_shared_bytes(w.batch->max_length) <= model->shared_bytes;
+}
+
 /* Whether attention can write its context as the bits of attention_output's inputs. */
 static bool can_encode_context(const Work &w, const Layer &layer)
 {
     const bitm_device_model *model = w.session->model;
     const Linear &next = layer.attention_output;
-    return form_of(w, layer) == BITM_ATTENTION_FLOAT &&
+    return (form_of(w, layer) == BITM_ATTENTION_FLOAT || can_attend_signs(w, layer)) &&
            model->network.config->head_size == VALUE_COLUMNS &&
            next.n_branches == 1 && pieces_of_bits(next.columns) * PIECE_BITS == next.columns &&
            can_follow_in_parts(w, next);
@@ -345,6 +365,83 @@ bool attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
     return true;
 }
 
+/* How query, key or value become planes of signs, in the place of their codes. */
+static Encoding plan_signs(const Work &w, const Quantizer &quantizer, int operand, const float *x)
+{
+    const Buffers &b = w.session->buffers;
+    Encoding e = {};
+    e.x = x;
+    e.n_tokens = w.n_tokens;
+    e.n = w.session->model->network.attention_size;
+    e.quantizer = quantizer;
+    e.form = FORM_SIGN;
+    e.n_pieces = pieces_of_bits(e.n);
+    e.plane_stride = (size_t)e.n_tokens * e.n_pieces;
+    e.planes = (uint4 *)b.codes[operand];
+    e.step = b.operand_step[operand];
+    e.base = b.operand_base[operand];
+    e.code_sum = b.encoded[0].code_sum; /* not wanted, and free once products have run */
+    e.n_nonzero = b.encoded[0].n_nonzero;
+    return e;
+}
+
+/* Planes of signs of query, key and value, by their products or after them. */
+static void run_operands(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
+                         Encoding encodings[3])
+{
+    const Buffers &b = w.session->buffers;
+    const Linear *const linears[] = {&layer.query, &layer.key, &layer.value};
+    const Quantizer *const quantizers[] = {&layer.quantize_query, &layer.quantize_key,
+                                           &layer.quantize_value};
+    float *const floats[] = {b.query, b.key, b.value};
+    for (int i = 0; i < 3; i++) {
+        if (i > 0 && inputs[i].made_for == NULL) inputs[i] = inputs[i - 1];
+        encodings[i] = plan_signs(w, *quantizers[i], QUERY + i, floats[i]);
+        if (can_write_planes(w, *linears[i], 0))
+            run_linear_to_planes(w, *linears[i], x, 0, encodings[i], &inputs[i]);
+        else
+            run_linear(w, *linears[i], x, 0, floats[i], &inputs[i]);
+    }
+    for (int i = 0; i < 3; i++)
+        if (!can_write_planes(w, *linears[i], 0)) encode(w, encodings[i]);
+}
+
+bool attend_signs(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
+                  Inputs *context)
+{
+    enum { ENOUGH_BLOCKS = 512 };
+    if (!can_attend_signs(w, layer)) return false;
+    const bitm_file_config *config = w.session->model->network.config;
+    const Batch &batch = *w.batch;
+    const Quantizer &of_probabilities = layer.quantize_probabilities;
+    Encoding operands[3];
+    run_operands(w, layer, x, inputs, operands);
+    SignAttention a = {};
+    a.query = operands[0].planes;
+    a.key = operands[1].planes;
+    a.value = operands[2].planes;
+    a.n_pieces = operands[0].n_pieces;
+    a.plane_stride = operands[0].plane_stride;
+    a.first = batch.first;
+    a.n_tokens = w.n_tokens;
+    a.score_step = layer.quantize_query.step * layer.quantize_key.step;
+    a.score_scale = config->score_scale;
+    a.threshold = threshold_of(of_probabilities, 1);
+    a.context_step = of_probabilities.step * layer.quantize_value.step;
+    a.context = w.session->buffers.context;
+    a.stride = w.session->model->network.attention_size;
+    *context = Inputs();
+    a.encodes = can_encode_context(w, layer);
+    if (a.encodes) plan_in_parts(w, layer.attention_output, context, &a.encoding);
+    uint32_t n = ceil_div(batch.max_length, SIGNS_WARPS);
+    uint32_t parts = ceil_div(ENOUGH_BLOCKS, config->n_heads * batch.n_sequences);
+    dim3 grid(config->n_heads, batch.n_sequences, parts < n ? parts : n);
+    launch_early(w, attention_signs_kernel, grid, SIGNS_THREADS,
+                 signs_shared_bytes(batch.max_length), 1, a);
+    if (a.encodes) sum_planes(w, a.encoding);
+    return true;
+}
+
 template <bool BYTES>
 static bitm_status allow_attend(const bitm_device_model *model, bitm_error *err)
 {
@@ -366,6 +463,7 @@ bitm_status prepare_attention(const bitm_device_model *model, bitm_error *err)
     BITM_TRY_STATUS(allow_shared(attention_bytes_kernel, model, err));
     BITM_TRY_STATUS(allow_shared(attention_kernel<4>, model, err));
     BITM_TRY_STATUS(allow_shared(attention_kernel<0>, model, err));
+    BITM_TRY_STATUS(allow_shared(attention_signs_kernel, model, err));
     BITM_TRY_STATUS(allow_shared(general_attention_kernel, model, err));
     return allow_shared(probability_extremes_kernel, model, err);
 }

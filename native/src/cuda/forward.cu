@@ -154,7 +154,7 @@ static void run_layer(const Work &w, const Layer &layer, const Layer *after, Inp
     const Buffers &b = w.session->buffers;
     const float *x = b.hidden;
     Inputs context;
-    if (!attend(w, layer, x, inputs, &context)) {
+    if (!attend(w, layer, x, inputs, &context) && !attend_signs(w, layer, x, inputs, &context)) {
         run_linear(w, layer.query, x, 0, b.query, &inputs[0]);
         if (inputs[1].made_for == NULL) inputs[1] = inputs[0]; /* perhaps the same */
         run_linear(w, layer.key, x, 0, b.key, &inputs[1]);

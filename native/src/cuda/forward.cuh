@@ -166,6 +166,13 @@ bool can_encode_in_parts(const Work &w, const Linear &linear, const Linear &next
 void run_linear_encoded(const Work &w, const Linear &linear, const float *x, uint32_t activation,
                         const Linear &next, Inputs *inputs, Inputs *next_inputs);
 
+/* Whether a product can write its outputs as planes of bits. */
+bool can_write_planes(const Work &w, const Linear &linear, uint32_t activation);
+
+/* The planes of an encoding = activation(linear(x)), where can_write_planes. */
+void run_linear_to_planes(const Work &w, const Linear &linear, const float *x, uint32_t activation,
+                          const Encoding &encoding, Inputs *inputs);
+
 /* Whether a product can write its outputs as the inputs of the next linear, in bits alone. */
 bool can_write_bits(const Work &w, const Linear &linear, uint32_t activation, const Linear &next);
 
@@ -200,6 +207,10 @@ void run_attention(const Work &w, const Layer &layer, const float *x, Inputs *co
 /* Query, key, value and attention in one kernel, where it can run; inputs: those of the three, made
  * where they are not yet; *context: as of run_attention. */
 bool attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3], Inputs *context);
+
+/* The same of signs whose probabilities become 0 or 1, in four kernels. */
+bool attend_signs(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
+                  Inputs *context);
 
 bitm_status prepare_attention(const bitm_device_model *model, bitm_error *err);
 

@@ -246,26 +246,38 @@ void run_linear_encoded(const Work &w, const Linear &linear, const float *x, uin
     }
 }
 
-bool can_write_bits(const Work &w, const Linear &linear, uint32_t activation, const Linear &next)
+bool can_write_planes(const Work &w, const Linear &linear, uint32_t activation)
 {
     const Branch *branch = &linear.branches[0];
     bitm_input_form form = form_of(w, *branch);
-    return w.session->model->has_wgmma != 0 && linear.n_branches == 1 && next.n_branches == 1 &&
+    return w.session->model->has_wgmma != 0 && linear.n_branches == 1 &&
            (form == BITM_INPUT_SIGN || form == BITM_INPUT_PLANES) &&
            (activation == 0 || activation == BITM_ACTIVATION_GELU) && branch->row_offset == NULL &&
            branch->row_base == NULL && linear.rows % WGMMA_OUTPUTS == 0 &&
-           pieces_of_bits(linear.rows) * PIECE_BITS == linear.rows && can_follow_in_parts(w, next);
+           pieces_of_bits(linear.rows) * PIECE_BITS == linear.rows;
+}
+
+void run_linear_to_planes(const Work &w, const Linear &linear, const float *x, uint32_t activation,
+                          const Encoding &encoding, Inputs *inputs)
+{
+    const Branch *branch = &linear.branches[0];
+    make_inputs(w, branch, x, linear.columns, inputs);
+    Epilogue e = epilogue_of(branch, *inputs, activation, NULL);
+    run_product(w, branch, *inputs, linear.columns, e, &encoding);
+}
+
+bool can_write_bits(const Work &w, const Linear &linear, uint32_t activation, const Linear &next)
+{
+    return can_write_planes(w, linear, activation) && next.n_branches == 1 &&
+           can_follow_in_parts(w, next);
 }
 
 void run_linear_to_bits(const Work &w, const Linear &linear, const float *x, uint32_t activation,
                         const Linear &next, Inputs *inputs, Inputs *next_inputs)
 {
-    const Branch *branch = &linear.branches[0];
     Encoding encoding;
-    make_inputs(w, branch, x, linear.columns, inputs);
     plan_in_parts(w, next, next_inputs, &encoding);
-    Epilogue e = epilogue_of(branch, *inputs, activation, NULL);
-    run_product(w, branch, *inputs, linear.columns, e, &encoding);
+    run_linear_to_planes(w, linear, x, activation, encoding, inputs);
     sum_planes(w, encoding);
 }
 
