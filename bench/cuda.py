@@ -28,98 +28,40 @@ sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "formats")]
 
 import bitm_formats  # noqa: E402
 from bitm import Model  # noqa: E402
-from bitm_formats import Config, DType, Layout, ModelFile, Quantizer, Tensor  # noqa: E402
+from bitm_formats import ModelFile  # noqa: E402
+from make_model import make_model  # noqa: E402
 
-SHAPES = [(1, 64), (32, 128), (128, 64), (512, 64)]
+SHAPES = [(1, 64), (32, 128), (128, 64), (512, 64), (8, 512)]
 BITS_PER_S, INT8_PER_S, FLOATS_PER_S, BYTES_PER_S = 7.707e15, 0.967e15, 29.6e12, 3.0e12
 HALVES_PER_S = 495e12  # the data sheet's, of an H100
 TENSOR = "attention=tensor"
-VOCAB, HIDDEN, LAYERS, HEADS, INNER, POSITIONS = 30522, 768, 12, 12, 3072, 512
+FLOAT_ATTENTION = "W1A1, float attention"
+VOCAB, HIDDEN, LAYERS, INNER = 30522, 768, 12, 3072
 SENTENCES = 4096
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def bert_base(signs: bool) -> ModelFile:
-    """A masked LM of BERT-base's sizes; with signs, linears of the layers take signs."""
-    rng = np.random.default_rng(0)
-    config = Config(
-        vocab_size=VOCAB,
-        hidden_size=HIDDEN,
-        n_layers=LAYERS,
-        n_heads=HEADS,
-        head_size=HIDDEN // HEADS,
-        intermediate_size=INNER,
-        max_positions=POSITIONS,
-        n_token_types=2,
-        hidden_activation=1,
-        layer_norm_eps=1e-12,
-        attention_normalizer=1,
-        score_scale=0.125,
-        head=1,
-        head_activation=1,
-        head_norm_eps=1e-12,
-    )
-
-    def floats(rows: int, columns: int) -> Tensor:
-        return Tensor.from_float(
-            rng.normal(size=(rows, columns), scale=0.02).astype("f4"), DType.F16
-        )
-
-    def vector(n: int, mean: float = 0.0) -> Tensor:
-        return Tensor.from_float(rng.normal(size=n, loc=mean, scale=0.02).astype("f4"), DType.F32)
-
-    def bits(rows: int, columns: int) -> Tensor:
-        scales = np.abs(rng.normal(size=rows, loc=0.03, scale=0.003)).astype("f4")
-        return Tensor.from_bits(
-            rng.random((rows, columns)) < 0.5, scales=scales, scale_layout=Layout.ROW
-        )
-
-    tensors = {
-        "embeddings.word.weight": floats(VOCAB, HIDDEN),
-        "embeddings.position.weight": floats(POSITIONS, HIDDEN),
-        "embeddings.token_type.weight": floats(2, HIDDEN),
-        "mlm.transform.weight": bits(HIDDEN, HIDDEN),
-        "mlm.decoder.bias": vector(VOCAB),
+def make_models() -> dict[str, ModelFile]:
+    """BERT-base as the CPU's benchmarks have it, and with signs in its linears alone."""
+    half = make_model("base", "sign", "mlm")
+    half.quantizers = {k: q for k, q in half.quantizers.items() if ".attention." not in k}
+    return {
+        "W1A1": make_model("base", "sign", "mlm"),
+        FLOAT_ATTENTION: half,
+        "W1A8": make_model("base", "float", "mlm"),
     }
-    quantizers = {}
-    norms = ["embeddings.norm", "mlm.norm"]
-    for n in range(LAYERS):
-        for name, rows, columns in (
-            ("query", HIDDEN, HIDDEN),
-            ("key", HIDDEN, HIDDEN),
-            ("value", HIDDEN, HIDDEN),
-            ("attention_output", HIDDEN, HIDDEN),
-            ("intermediate", INNER, HIDDEN),
-            ("output", HIDDEN, INNER),
-        ):
-            place = f"layers.{n}.{name}"
-            tensors[f"{place}.weight"] = bits(rows, columns)
-            tensors[f"{place}.bias"] = vector(rows)
-            if signs:
-                quantizers[place] = Quantizer(1, 0, -1, 1, 0.5)
-                tensors[f"{place}.shift"] = vector(columns)
-        norms += [f"layers.{n}.attention_norm", f"layers.{n}.output_norm"]
-    for norm in norms:
-        tensors |= {f"{norm}.gain": vector(HIDDEN, 1.0), f"{norm}.bias": vector(HIDDEN)}
-    model = ModelFile(config, tensors, quantizers, None, {})
-    words = SPECIAL + [chr(ord("a") + i) for i in range(26)]
-    words += [f"w{i}" for i in range(VOCAB - len(words))]
-    config.tokenizer, config.tokenizer_flags, config.max_word_chars = 1, 7, 100
-    config.pad_id, config.unk_id, config.cls_id, config.sep_id, config.mask_id = range(5)
-    model.vocabulary = [word.encode() for word in words]
-    return model
 
 
-def floor_ms(batch: int, length: int, signs: bool, kernels: str | None) -> tuple[float, float]:
-    """Milliseconds that the products of the linears, with one reading of the weights, take at the
-    rate measured, and those of attention: floats, or three times halves on tensor cores."""
+def floor_ms(batch: int, length: int, name: str, kernels: str | None) -> float:
+    """Milliseconds that the products of the linears, with one reading of the weights, and those of
+    attention take at the rates measured: floats, or three times halves on tensor cores."""
     tokens = batch * length
     linears = tokens * LAYERS * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * INNER)
     attention = tokens * LAYERS * 2 * length * HIDDEN
     weights = linears / tokens / 8 / BYTES_PER_S
-    rate = BITS_PER_S if signs else INT8_PER_S
-    attention_s = attention / FLOATS_PER_S if kernels is None else 3 * attention / HALVES_PER_S
-    return max(linears / rate, weights) * 1e3, attention_s * 1e3
+    rates = {"W1A1": BITS_PER_S, "W1A8": INT8_PER_S, FLOAT_ATTENTION: FLOATS_PER_S}
+    of_linears = max(linears / (INT8_PER_S if name == "W1A8" else BITS_PER_S), weights)
+    of_attention = attention / rates[name] if kernels is None else 3 * attention / HALVES_PER_S
+    return (of_linears + of_attention) * 1e3
 
 
 def torch_encoders(names: list[str]) -> dict[str, Callable[[np.ndarray[Any, Any]], Any]]:
@@ -159,8 +101,8 @@ def median_ms(run: Callable[[], object], wait: Callable[[], object], n: int) -> 
 class Bench:
     """The encoder alone: one session, run through the library so that nothing else is timed."""
 
-    def __init__(self, path: Path, signs: bool, kernels: str | None) -> None:
-        self.signs, self.kernels = signs, kernels
+    def __init__(self, path: Path, name: str, kernels: str | None) -> None:
+        self.name, self.kernels = name, kernels
         self.model = Model(path, device="cuda", activations="int8", kernels=kernels)
 
     def encode(self, ids: np.ndarray[Any, Any]) -> Callable[[], object]:
@@ -185,7 +127,7 @@ def measure(
         shape = {"batch": batch, "length": length}
         for name, bench in benches.items():
             ms = median_ms(bench.encode(ids), lambda: None, n)
-            floor = sum(floor_ms(batch, length, bench.signs, bench.kernels))
+            floor = floor_ms(batch, length, bench.name, bench.kernels)
             results.append({**shape, "what": f"bitm {name}", "ms": ms, "floor_ms": floor})
         for name, run in torch_runs.items():
             import torch
@@ -215,11 +157,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         benches = {}
-        for name, signs in (("W1A1", True), ("W1A8", False)):
+        for name, made in make_models().items():
             path = Path(folder) / f"{name}.bitm"
-            bitm_formats.write(path, bert_base(signs))
-            benches[name] = Bench(path, signs, None)
-            benches[f"{name} {TENSOR}"] = Bench(path, signs, TENSOR)
+            bitm_formats.write(path, made)
+            benches[name] = Bench(path, name, None)
+            if name == FLOAT_ATTENTION:
+                benches[f"{name}, {TENSOR}"] = Bench(path, name, TENSOR)
         torch_runs = torch_encoders(arguments.torch.split(",")) if arguments.torch else {}
         model = benches["W1A8"].model
         document = {

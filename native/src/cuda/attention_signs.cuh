@@ -43,22 +43,30 @@ static __device__ inline Signs signs_of(const SignAttention &a, const uint4 *pla
     return Signs{{positive.x, positive.y}, {nonzero.x, nonzero.y}};
 }
 
+/* DENSE: no sign is 0. */
+template <bool DENSE>
 static __device__ inline int32_t product_of_signs(const Signs &a, const Signs &b)
 {
-    int32_t product = 0;
+    int32_t product = DENSE ? SIGNS_HEAD : 0;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        uint32_t both = a.nonzero[i] & b.nonzero[i];
-        product += __popc(both) - 2 * __popc((a.positive[i] ^ b.positive[i]) & both);
+        uint32_t both = DENSE ? 0xFFFFFFFF : a.nonzero[i] & b.nonzero[i];
+        if (!DENSE) product += __popc(both);
+        product -= 2 * __popc((a.positive[i] ^ b.positive[i]) & both);
     }
     return product;
 }
 
-/* Shared memory: the keys, the values by component, and every warp's exponentials. */
+static __device__ inline bool is_dense(const Signs &a)
+{
+    return (a.nonzero[0] & a.nonzero[1]) == 0xFFFFFFFF;
+}
+
+/* Shared memory: queries and keys, the values by component, and every warp's exponentials. */
 static __host__ __device__ inline size_t signs_shared_bytes(uint32_t n_tokens)
 {
     return (size_t)ceil_div(n_tokens, WARP) *
-           (WARP * sizeof(Signs) + SIGNS_HEAD * sizeof(uint2) +
+           (2 * WARP * sizeof(Signs) + SIGNS_HEAD * sizeof(uint2) +
             SIGNS_WARPS * WARP * sizeof(float));
 }
 
@@ -78,13 +86,14 @@ static __device__ inline void turn_values(const Signs &value, uint32_t lane, uin
 }
 
 /* exponentials [n_tokens]; returns their sum. */
+template <bool DENSE>
 static __device__ inline float find_exponentials(const SignAttention &a, const Signs &query,
                                                  const Signs *keys, uint32_t n_tokens,
                                                  uint32_t lane, float *exponentials)
 {
     float greatest = -3.402823466e38F, sum = 0.0F;
     for (uint32_t j = lane; j < n_tokens; j += WARP) {
-        float score = (float)product_of_signs(query, keys[j]) * a.score_step * a.score_scale;
+        float score = (float)product_of_signs<DENSE>(query, keys[j]) * a.score_step * a.score_scale;
         exponentials[j] = score;
         greatest = score > greatest ? score : greatest;
     }
@@ -100,24 +109,74 @@ static __device__ inline float find_exponentials(const SignAttention &a, const S
     return fold_lanes(sum);
 }
 
-template <int RULE>
-static __device__ inline void store_context_bits(const Encoding &e, size_t token, uint32_t column,
-                                                 float context, uint32_t lane)
+/* The least exponential whose quotient reaches the threshold: it is near their product, so every
+ * thread tries another float. False where it is not found there. */
+static __device__ inline bool find_least(float threshold, float sum, uint32_t lane, float *least)
 {
-    uint32_t mine[2] = {0, 0}, planes[2];
-    add_bits<RULE>(e, context + shift_of(e, column + lane), 0, mine);
-    finish_bits<RULE>(e, mine);
-    planes[0] = __ballot_sync(ALL_THREADS, mine[0] & 1);
-    planes[1] = __ballot_sync(ALL_THREADS, mine[1] & 1);
-    store_word(e, token, lane == 0, column, planes);
+    float x = __int_as_float(__float_as_int(threshold * sum) + (int32_t)lane - WARP / 2);
+    uint32_t reach = __ballot_sync(ALL_THREADS, x / sum >= threshold);
+    *least = __shfl_sync(ALL_THREADS, x, __ffs((int)reach) - 1);
+    return reach != 0 && (reach & 1) == 0 && reach + (reach & -reach) == 0; /* all after the first */
 }
 
-/* 32 components of a query's context. */
+/* products: those of two components of the values with probabilities of 0 and 1. */
+template <bool DENSE>
+static __device__ inline void sum_values(const SignAttention &a, const float *exponentials,
+                                         float sum, const uint2 *values, uint32_t n_tokens,
+                                         uint32_t lane, int32_t products[2])
+{
+    float least;
+    bool is_known = find_least(a.threshold, sum, lane, &least);
+    products[0] = products[1] = 0;
+    for (uint32_t first = 0; first < n_tokens; first += WARP, values += SIGNS_HEAD) {
+        float e = exponentials[first + lane];
+        bool is_one = is_known ? e >= least : e / sum >= a.threshold;
+        uint32_t ones = __ballot_sync(ALL_THREADS, first + lane < n_tokens && is_one);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            uint2 component = values[half * WARP + lane];
+            products[half] += 2 * __popc(ones & component.x) -
+                              __popc(DENSE ? ones : ones & component.y);
+        }
+    }
+}
+
+/* The words of a row's planes that begin at a column, of a value each of a warp's threads; counts
+ * their bits. */
+template <int RULE>
+static __device__ inline void store_row_word(const Encoding &e, size_t token, uint32_t column,
+                                             float context, uint32_t lane, int32_t n_bits[2])
+{
+    uint32_t mine[2] = {0, 0};
+    add_bits<RULE>(e, context + shift_of(e, column + lane), 0, mine);
+    finish_bits<RULE>(e, mine);
+    uint32_t *word = (uint32_t *)(e.planes + piece_place(token, column / PIECE_BITS, e.n_pieces)) +
+                     column % PIECE_BITS / 32;
+    for (uint32_t p = 0; p < n_planes_of(e) && p < 2; p++) {
+        uint32_t plane = __ballot_sync(ALL_THREADS, mine[p] & 1);
+        n_bits[p] += __popc(plane);
+        if (lane == p) word[p * e.plane_stride * 4] = plane;
+    }
+}
+
+template <int RULE>
+static __device__ inline void store_context_bits(const Encoding &e, size_t token, uint32_t column,
+                                                 const float context[2], uint32_t lane)
+{
+    int32_t n_bits[2] = {0, 0};
+#pragma unroll
+    for (uint32_t half = 0; half < 2; half++)
+        store_row_word<RULE>(e, token, column + half * WARP, context[half], lane, n_bits);
+    if (e.counts && lane == 0) count_bits(e, token, n_bits[0], n_bits[1]);
+}
+
+/* A head of a query's context. */
 static __device__ inline void store_context(const SignAttention &a, size_t token, uint32_t column,
-                                            float context, uint32_t lane)
+                                            const float context[2], uint32_t lane)
 {
     if (!a.encodes) {
-        a.context[token * a.stride + column + lane] = context;
+        for (uint32_t half = 0; half < 2; half++)
+            a.context[token * a.stride + column + half * WARP + lane] = context[half];
         return;
     }
     BitsRule rule = bits_rule(a.encoding);
@@ -129,6 +188,29 @@ static __device__ inline void store_context(const SignAttention &a, size_t token
         store_context_bits<RULE_LEVELS>(a.encoding, token, column, context, lane);
 }
 
+/* A head of a sequence in shared memory. */
+struct SignHead {
+    Signs *queries, *keys; /* [n_tokens] */
+    uint2 *values;         /* [n_words, SIGNS_HEAD] */
+    float *exponentials;   /* [n_words, WARP], of the thread's warp */
+};
+
+template <bool DENSE>
+static __device__ inline void attend_queries(const SignAttention &a, const SignHead &h,
+                                             uint32_t begin, uint32_t n_tokens)
+{
+    uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    for (uint32_t i = blockIdx.z * SIGNS_WARPS + warp; i < n_tokens; i += gridDim.z * SIGNS_WARPS) {
+        float sum = find_exponentials<DENSE>(a, h.queries[i], h.keys, n_tokens, lane,
+                                             h.exponentials);
+        int32_t products[2];
+        sum_values<DENSE>(a, h.exponentials, sum, h.values, n_tokens, lane, products);
+        const float context[2] = {(float)products[0] * a.context_step,
+                                  (float)products[1] * a.context_step};
+        store_context(a, begin + i, blockIdx.x * SIGNS_HEAD, context, lane);
+    }
+}
+
 /* Blocks: heads, sequences, and parts of their queries. */
 static __global__ void __launch_bounds__(SIGNS_THREADS) attention_signs_kernel(SignAttention a)
 {
@@ -138,39 +220,31 @@ static __global__ void __launch_bounds__(SIGNS_THREADS) attention_signs_kernel(S
     uint32_t begin = a.first[blockIdx.y], n_tokens = a.first[blockIdx.y + 1] - begin;
     uint32_t n_words = ceil_div(n_tokens, WARP);
     if (blockIdx.z * SIGNS_WARPS >= n_tokens) return;
-    Signs *keys = (Signs *)shared;
-    uint2 *values = (uint2 *)(keys + n_words * WARP); /* [n_words, SIGNS_HEAD] */
-    float *exponentials = (float *)(values + n_words * SIGNS_HEAD) + warp * n_words * WARP;
+    SignHead h;
+    h.queries = (Signs *)shared;
+    h.keys = h.queries + n_words * WARP;
+    h.values = (uint2 *)(h.keys + n_words * WARP);
+    h.exponentials = (float *)(h.values + n_words * SIGNS_HEAD) + warp * n_words * WARP;
 
-    for (uint32_t j = threadIdx.x; j < n_tokens; j += SIGNS_THREADS)
-        keys[j] = signs_of(a, a.key, begin + j, head);
+    bool dense = true;
+    for (uint32_t j = threadIdx.x; j < n_tokens; j += SIGNS_THREADS) {
+        h.queries[j] = signs_of(a, a.query, begin + j, head);
+        h.keys[j] = signs_of(a, a.key, begin + j, head);
+        dense = dense && is_dense(h.queries[j]) && is_dense(h.keys[j]);
+    }
     for (uint32_t word = warp; word < n_words; word += SIGNS_WARPS) {
         uint32_t j = word * WARP + lane;
         Signs value = {};
-        if (j < n_tokens) value = signs_of(a, a.value, begin + j, head);
-        turn_values(value, lane, values + word * SIGNS_HEAD);
-    }
-    __syncthreads();
-
-    for (uint32_t i = blockIdx.z * SIGNS_WARPS + warp; i < n_tokens; i += gridDim.z * SIGNS_WARPS) {
-        Signs query = signs_of(a, a.query, begin + i, head);
-        float sum = find_exponentials(a, query, keys, n_tokens, lane, exponentials);
-        int32_t products[2] = {0, 0};
-        for (uint32_t word = 0; word < n_words; word++) {
-            uint32_t j = word * WARP + lane;
-            bool is_one = j < n_tokens && exponentials[j] / sum >= a.threshold;
-            uint32_t ones = __ballot_sync(ALL_THREADS, is_one);
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                uint2 component = values[word * SIGNS_HEAD + half * WARP + lane];
-                products[half] += 2 * __popc(ones & component.x) - __popc(ones & component.y);
-            }
+        if (j < n_tokens) {
+            value = signs_of(a, a.value, begin + j, head);
+            dense = dense && is_dense(value);
         }
-#pragma unroll
-        for (uint32_t half = 0; half < 2; half++)
-            store_context(a, begin + i, head * SIGNS_HEAD + half * WARP,
-                          (float)products[half] * a.context_step, lane);
+        turn_values(value, lane, h.values + word * SIGNS_HEAD);
     }
+    if (__syncthreads_and(dense))
+        attend_queries<true>(a, h, begin, n_tokens);
+    else
+        attend_queries<false>(a, h, begin, n_tokens);
 }
 
 } // namespace bitm
