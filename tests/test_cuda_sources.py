@@ -85,6 +85,7 @@ def all_kernels() -> tuple[str, list[str]]:
         *[f"gemm_kernel<{b}, {kind}>" for b in ("true", "false") for kind in kinds],
         # Those of bits have two epilogues more, which write bits.
         *[f"gemm_wgmma_kernel<{n}, {kind}>" for n in (2, 4, 6) for kind in range(5)],
+        *[f"gemm_wgmma_three_kernel<{n}>" for n in (2, 4, 6)],
         *[f"gemm_wgmma_bytes_kernel<{kind}>" for kind in kinds],
         *[f"add_norm_registers_kernel<{n}>" for n in (32, 48, 64)],
         *[f"embed_registers_kernel<{n}>" for n in (32, 48, 64)],

@@ -394,16 +394,21 @@ static void run_operands(const Work &w, const Layer &layer, const float *x, Inpu
     const Quantizer *const quantizers[] = {&layer.quantize_query, &layer.quantize_key,
                                            &layer.quantize_value};
     float *const floats[] = {b.query, b.key, b.value};
+    bool write_planes = true;
+    for (int i = 0; i < 3; i++) {
+        encodings[i] = plan_signs(w, *quantizers[i], QUERY + i, floats[i]);
+        write_planes = write_planes && can_write_planes(w, *linears[i], 0);
+    }
+    if (write_planes) {
+        run_three_to_planes(w, linears, x, encodings, inputs);
+        return;
+    }
     for (int i = 0; i < 3; i++) {
         if (i > 0 && inputs[i].made_for == NULL) inputs[i] = inputs[i - 1];
-        encodings[i] = plan_signs(w, *quantizers[i], QUERY + i, floats[i]);
-        if (can_write_planes(w, *linears[i], 0))
-            run_linear_to_planes(w, *linears[i], x, 0, encodings[i], &inputs[i]);
-        else
-            run_linear(w, *linears[i], x, 0, floats[i], &inputs[i]);
+        run_linear(w, *linears[i], x, 0, floats[i], &inputs[i]);
     }
     for (int i = 0; i < 3; i++)
-        if (!can_write_planes(w, *linears[i], 0)) encode(w, encodings[i]);
+        encode(w, encodings[i]);
 }
 
 bool attend_signs(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],

@@ -169,9 +169,10 @@ void run_linear_encoded(const Work &w, const Linear &linear, const float *x, uin
 /* Whether a product can write its outputs as planes of bits. */
 bool can_write_planes(const Work &w, const Linear &linear, uint32_t activation);
 
-/* The planes of an encoding = activation(linear(x)), where can_write_planes. */
-void run_linear_to_planes(const Work &w, const Linear &linear, const float *x, uint32_t activation,
-                          const Encoding &encoding, Inputs *inputs);
+/* Planes of three linears of x by encodings of their own, in one kernel, where each
+ * can_write_planes. */
+void run_three_to_planes(const Work &w, const Linear *const linears[3], const float *x,
+                         const Encoding encodings[3], Inputs inputs[3]);
 
 /* Whether a product can write its outputs as the inputs of the next linear, in bits alone. */
 bool can_write_bits(const Work &w, const Linear &linear, uint32_t activation, const Linear &next);
@@ -208,7 +209,7 @@ void run_attention(const Work &w, const Layer &layer, const float *x, Inputs *co
  * where they are not yet; *context: as of run_attention. */
 bool attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3], Inputs *context);
 
-/* The same of signs whose probabilities become 0 or 1, in four kernels. */
+/* The same of signs whose probabilities become 0 or 1, in two kernels where it can run as such. */
 bool attend_signs(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
                   Inputs *context);
 

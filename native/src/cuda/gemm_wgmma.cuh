@@ -269,10 +269,10 @@ static __device__ inline void store_product_bits(const Product &p, const Encodin
     }
 }
 
-/* Memory holds whole blocks of tokens and outputs; what lies in those past the last is ignored. */
+/* A block of a product.  Memory holds whole blocks of tokens and outputs; what lies in those past
+ * the last is ignored. */
 template <int PIECES, int KIND>
-static __global__ void __launch_bounds__(WGMMA_THREADS, 2)
-    gemm_wgmma_kernel(Product p, Encoding encoding)
+static __device__ inline void multiply_block(const Product &p, const Encoding &encoding)
 {
 #if BITM_HAS_WGMMA
     BITM_DYNAMIC_SHARED(shared);
@@ -331,6 +331,25 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2)
     (void)p;
     (void)encoding;
 #endif
+}
+
+template <int PIECES, int KIND>
+static __global__ void __launch_bounds__(WGMMA_THREADS, 2)
+    gemm_wgmma_kernel(Product p, Encoding encoding)
+{
+    multiply_block<PIECES, KIND>(p, encoding);
+}
+
+/* Query, key and value: products of the same sizes, each with its encoding. */
+struct ThreeProducts {
+    Product products[3];
+    Encoding encodings[3];
+};
+
+template <int PIECES>
+static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_wgmma_three_kernel(ThreeProducts a)
+{
+    multiply_block<PIECES, EPILOGUE_BITS>(a.products[blockIdx.z], a.encodings[blockIdx.z]);
 }
 
 } // namespace bitm

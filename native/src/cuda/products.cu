@@ -257,13 +257,35 @@ bool can_write_planes(const Work &w, const Linear &linear, uint32_t activation)
            pieces_of_bits(linear.rows) * PIECE_BITS == linear.rows;
 }
 
-void run_linear_to_planes(const Work &w, const Linear &linear, const float *x, uint32_t activation,
-                          const Encoding &encoding, Inputs *inputs)
+void run_three_to_planes(const Work &w, const Linear *const linears[3], const float *x,
+                         const Encoding encodings[3], Inputs inputs[3])
 {
-    const Branch *branch = &linear.branches[0];
-    make_inputs(w, branch, x, linear.columns, inputs);
-    Epilogue e = epilogue_of(branch, *inputs, activation, NULL);
-    run_product(w, branch, *inputs, linear.columns, e, &encoding);
+    ThreeProducts all;
+    bool are_alike = true;
+    for (int i = 0; i < 3; i++) {
+        const Branch *branch = &linears[i]->branches[0];
+        if (inputs[i].made_for == NULL && i > 0 && is_same(inputs[i - 1].made_for, branch))
+            inputs[i] = inputs[i - 1];
+        make_inputs(w, branch, x, linears[i]->columns, &inputs[i]);
+        Product p = product_of(w, branch, inputs[i], linears[i]->columns);
+        p.epilogue = epilogue_of(branch, inputs[i], 0, NULL);
+        all.products[i] = p;
+        all.encodings[i] = encodings[i];
+        are_alike = are_alike && p.n_terms == all.products[0].n_terms;
+    }
+    const Product &p = all.products[0];
+    dim3 grid(ceil_div(p.n_outputs, WGMMA_OUTPUTS), ceil_div(p.n_tokens, WGMMA_TOKENS), 3);
+    uint32_t pieces = wgmma_pieces(p.n_input_pieces);
+    uint32_t shared = wgmma_shared_bytes(pieces, p.n_input_pieces / pieces * p.n_terms);
+    if (!are_alike)
+        for (int i = 0; i < 3; i++)
+            launch_bits_product<EPILOGUE_BITS>(w, all.products[i], encodings[i]);
+    else if (pieces == 6)
+        launch_early(w, gemm_wgmma_three_kernel<6>, grid, WGMMA_THREADS, shared, 1, all);
+    else if (pieces == 4)
+        launch_early(w, gemm_wgmma_three_kernel<4>, grid, WGMMA_THREADS, shared, 1, all);
+    else
+        launch_early(w, gemm_wgmma_three_kernel<2>, grid, WGMMA_THREADS, shared, 1, all);
 }
 
 bool can_write_bits(const Work &w, const Linear &linear, uint32_t activation, const Linear &next)
@@ -275,9 +297,12 @@ bool can_write_bits(const Work &w, const Linear &linear, uint32_t activation, co
 void run_linear_to_bits(const Work &w, const Linear &linear, const float *x, uint32_t activation,
                         const Linear &next, Inputs *inputs, Inputs *next_inputs)
 {
+    const Branch *branch = &linear.branches[0];
     Encoding encoding;
+    make_inputs(w, branch, x, linear.columns, inputs);
     plan_in_parts(w, next, next_inputs, &encoding);
-    run_linear_to_planes(w, linear, x, activation, encoding, inputs);
+    Epilogue e = epilogue_of(branch, *inputs, activation, NULL);
+    run_product(w, branch, *inputs, linear.columns, e, &encoding);
     sum_planes(w, encoding);
 }
 
@@ -294,6 +319,9 @@ bitm_status prepare_products(const bitm_device_model *model, bitm_error *err)
     BITM_TRY_STATUS(allow_products<EPILOGUE_GELU>(model, err));
     BITM_TRY_STATUS(allow_products<EPILOGUE_ANY>(model, err));
     BITM_TRY_STATUS(allow_bits_products<EPILOGUE_BITS>(model, err));
+    BITM_TRY_STATUS(allow_shared(gemm_wgmma_three_kernel<6>, model, err));
+    BITM_TRY_STATUS(allow_shared(gemm_wgmma_three_kernel<4>, model, err));
+    BITM_TRY_STATUS(allow_shared(gemm_wgmma_three_kernel<2>, model, err));
     return allow_bits_products<EPILOGUE_GELU_BITS>(model, err);
 }
 
