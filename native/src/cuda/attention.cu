@@ -212,7 +212,8 @@ static void general_attention(const Work &w, const Layer &layer, const float *x)
 
 static bool are_signs(const Quantizer &q)
 {
-    return q.kind == KIND_SIGN && q.scope == SCOPE_STATIC && q.lo < 0.0F && !q.clips;
+    return q.kind == KIND_SIGN && q.scope == SCOPE_STATIC && q.lo < 0.0F && !q.clips &&
+           q.step > 0.0F;
 }
 
 /* Whether attention_signs_kernel computes a layer's attention. */
@@ -225,7 +226,7 @@ static bool can_attend_signs(const Work &w, const Layer &layer)
            are_signs(layer.quantize_value) && p.kind == KIND_INT && p.scope == SCOPE_STATIC &&
            !p.clips && p.lo == 0.0F && p.hi == 1.0F && config->score_rank == 0 &&
            !config->value_term && config->attention_normalizer == BITM_NORMALIZER_SOFTMAX &&
-           config->head_size == SIGNS_HEAD &&
+           config->score_scale > 0.0F && config->head_size == SIGNS_HEAD &&
            signs_shared_bytes(w.batch->max_length) <= model->shared_bytes;
 }
 

@@ -85,19 +85,39 @@ static __device__ inline void turn_values(const Signs &value, uint32_t lane, uin
     }
 }
 
+static __device__ inline float score_of_signs(const SignAttention &a, int32_t product)
+{
+    return (float)product * a.score_step * a.score_scale;
+}
+
+/* The greatest of a warp. */
+static __device__ inline int32_t warp_most(int32_t x)
+{
+#if __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(ALL_THREADS, x);
+#else
+    for (int step = WARP / 2; step > 0; step /= 2) {
+        int32_t other = __shfl_xor_sync(ALL_THREADS, x, step);
+        x = other > x ? other : x;
+    }
+    return x;
+#endif
+}
+
 /* exponentials [n_tokens]; returns their sum. */
 template <bool DENSE>
 static __device__ inline float find_exponentials(const SignAttention &a, const Signs &query,
                                                  const Signs *keys, uint32_t n_tokens,
                                                  uint32_t lane, float *exponentials)
 {
-    float greatest = -3.402823466e38F, sum = 0.0F;
+    int32_t most = -SIGNS_HEAD;
+    float sum = 0.0F;
     for (uint32_t j = lane; j < n_tokens; j += WARP) {
-        float score = (float)product_of_signs<DENSE>(query, keys[j]) * a.score_step * a.score_scale;
-        exponentials[j] = score;
-        greatest = score > greatest ? score : greatest;
+        int32_t product = product_of_signs<DENSE>(query, keys[j]);
+        exponentials[j] = score_of_signs(a, product);
+        most = product > most ? product : most;
     }
-    greatest = warp_max(greatest);
+    float greatest = score_of_signs(a, warp_most(most)); /* steps are positive */
     for (uint32_t first = 0; first < n_tokens; first += WARP) {
         uint32_t j = first + lane;
         float e = j < n_tokens ? bitm_exp(exponentials[j] - greatest) : 0.0F;
@@ -125,8 +145,9 @@ static __device__ inline void sum_values(const SignAttention &a, const float *ex
                                          float sum, const uint2 *values, uint32_t n_tokens,
                                          uint32_t lane, int32_t products[2])
 {
+    enum { MANY = 2 * WARP }; /* tokens: with fewer, quotients are sooner found */
     float least;
-    bool is_known = find_least(a.threshold, sum, lane, &least);
+    bool is_known = n_tokens > MANY && find_least(a.threshold, sum, lane, &least);
     products[0] = products[1] = 0;
     for (uint32_t first = 0; first < n_tokens; first += WARP, values += SIGNS_HEAD) {
         float e = exponentials[first + lane];
@@ -145,10 +166,10 @@ static __device__ inline void sum_values(const SignAttention &a, const float *ex
  * their bits. */
 template <int RULE>
 static __device__ inline void store_row_word(const Encoding &e, size_t token, uint32_t column,
-                                             float context, uint32_t lane, int32_t n_bits[2])
+                                             float z, uint32_t lane, int32_t n_bits[2])
 {
     uint32_t mine[2] = {0, 0};
-    add_bits<RULE>(e, context + shift_of(e, column + lane), 0, mine);
+    add_bits<RULE>(e, z, 0, mine);
     finish_bits<RULE>(e, mine);
     uint32_t *word = (uint32_t *)(e.planes + piece_place(token, column / PIECE_BITS, e.n_pieces)) +
                      column % PIECE_BITS / 32;
@@ -161,16 +182,16 @@ static __device__ inline void store_row_word(const Encoding &e, size_t token, ui
 
 template <int RULE>
 static __device__ inline void store_context_bits(const Encoding &e, size_t token, uint32_t column,
-                                                 const float context[2], uint32_t lane)
+                                                 const float shifted[2], uint32_t lane)
 {
     int32_t n_bits[2] = {0, 0};
 #pragma unroll
     for (uint32_t half = 0; half < 2; half++)
-        store_row_word<RULE>(e, token, column + half * WARP, context[half], lane, n_bits);
+        store_row_word<RULE>(e, token, column + half * WARP, shifted[half], lane, n_bits);
     if (e.counts && lane == 0) count_bits(e, token, n_bits[0], n_bits[1]);
 }
 
-/* A head of a query's context. */
+/* A head of a query's context, shifted where it is encoded. */
 static __device__ inline void store_context(const SignAttention &a, size_t token, uint32_t column,
                                             const float context[2], uint32_t lane)
 {
@@ -199,15 +220,18 @@ template <bool DENSE>
 static __device__ inline void attend_queries(const SignAttention &a, const SignHead &h,
                                              uint32_t begin, uint32_t n_tokens)
 {
-    uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, column = blockIdx.x * SIGNS_HEAD;
+    float shifts[2] = {0.0F, 0.0F};
+    for (uint32_t half = 0; half < 2 && a.encodes; half++)
+        shifts[half] = shift_of(a.encoding, column + half * WARP + lane);
     for (uint32_t i = blockIdx.z * SIGNS_WARPS + warp; i < n_tokens; i += gridDim.z * SIGNS_WARPS) {
         float sum = find_exponentials<DENSE>(a, h.queries[i], h.keys, n_tokens, lane,
                                              h.exponentials);
         int32_t products[2];
         sum_values<DENSE>(a, h.exponentials, sum, h.values, n_tokens, lane, products);
-        const float context[2] = {(float)products[0] * a.context_step,
-                                  (float)products[1] * a.context_step};
-        store_context(a, begin + i, blockIdx.x * SIGNS_HEAD, context, lane);
+        const float context[2] = {(float)products[0] * a.context_step + shifts[0],
+                                  (float)products[1] * a.context_step + shifts[1]};
+        store_context(a, begin + i, column, context, lane);
     }
 }
 
