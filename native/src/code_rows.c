@@ -59,6 +59,31 @@ static void transpose(uint64_t words[64])
         }
 }
 
+/* The first n of 64 bits; n is at least 1. */
+static uint64_t first_bits(size_t n)
+{
+    return n < 64 ? (UINT64_C(1) << n) - 1 : UINT64_MAX;
+}
+
+/* Transposes n words of n_bits.  All ones, as of signs that are nowhere 0, are soon transposed. */
+static void transpose_part(uint64_t square[64], size_t n, size_t n_bits)
+{
+    uint64_t all = first_bits(n_bits);
+    for (size_t i = 0; i < n; i++)
+        all &= square[i];
+    if (all != first_bits(n_bits)) {
+        transpose(square);
+        return;
+    }
+    for (size_t i = 0; i < n_bits; i++)
+        square[i] = first_bits(n);
+}
+
+static size_t smaller_size(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
 void bitm_code_rows_transpose(bitm_code_rows *rows, const bitm_file_quantizer *quantizer,
                               const uint64_t *planes, size_t stride, uint32_t n_rows, uint32_t n)
 {
@@ -68,12 +93,15 @@ void bitm_code_rows_transpose(bitm_code_rows *rows, const bitm_file_quantizer *q
         for (size_t column = 0; column < words_of(n_rows); column++)
             for (size_t word = 0; word < n_words; word++) {
                 uint64_t square[64] = {0};
-                const uint64_t *from = planes + p * words_of(n_rows) + column;
-                for (size_t i = 64 * word; i < n && i < 64 * (word + 1); i++)
-                    square[i % 64] = from[i * stride];
-                transpose(square);
-                for (size_t i = 64 * column; i < n_rows && i < 64 * (column + 1); i++)
-                    rows->bits[(i * n_planes + p) * n_words + word] = square[i % 64];
+                const uint64_t *from = planes + p * words_of(n_rows) + column + 64 * word * stride;
+                const size_t n_down = smaller_size(64, n - 64 * word);
+                const size_t n_across = smaller_size(64, n_rows - 64 * column);
+                for (size_t i = 0; i < n_down; i++)
+                    square[i] = from[i * stride];
+                transpose_part(square, n_down, n_across);
+                uint64_t *to = rows->bits + (64 * column * n_planes + p) * n_words + word;
+                for (size_t i = 0; i < n_across; i++)
+                    to[i * n_planes * n_words] = square[i];
             }
 }
 

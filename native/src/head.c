@@ -113,8 +113,8 @@ static void top_k_task(void *context, uint32_t task, uint32_t worker)
     bitm_prediction *best = work->predictions + work->rows[task].output * k;
     (void)worker;
     select_best(logits, work->candidates, best);
-    float greatest = logits[0];
-    for (uint32_t i = 1; i < n; i++)
+    float greatest = best[0].score; /* of the candidates: often all */
+    for (uint32_t i = 0; i < n && work->candidates->targets != NULL; i++)
         greatest = logits[i] > greatest ? logits[i] : greatest;
     float sum = session->backend.kernels->exp_sum(logits, n);
     for (uint32_t i = 0; i < k; i++)
