@@ -130,9 +130,10 @@ static void byte_attention(const Work &w)
                 stream, a);
 }
 
-static void quantize_operand(const Work &w, const Quantizer &quantizer, int operand, float *x)
+/* How query, key or value is encoded, but for what it becomes. */
+static Encoding operand_encoding(const Work &w, const Quantizer &quantizer, int operand,
+                                 const float *x)
 {
-    if (quantizer.kind == KIND_NONE) return;
     const Buffers &b = w.session->buffers;
     Encoding e = {};
     e.x = x;
@@ -141,9 +142,16 @@ static void quantize_operand(const Work &w, const Quantizer &quantizer, int oper
     e.quantizer = quantizer;
     e.step = b.operand_step[operand];
     e.base = b.operand_base[operand];
+    return e;
+}
+
+static void quantize_operand(const Work &w, const Quantizer &quantizer, int operand, float *x)
+{
+    if (quantizer.kind == KIND_NONE) return;
+    Encoding e = operand_encoding(w, quantizer, operand, x);
     find_extremes(w, &e);
     BITM_LAUNCH(encode_operand_kernel, ceil_div(w.n_tokens, WARPS_A_BLOCK), QUANTIZE_THREADS, 0,
-                w.session->stream, e, b.codes[operand], x);
+                w.session->stream, e, w.session->buffers.codes[operand], x);
 }
 
 static void float_terms(const Work &w, const Layer &layer, const float *x)
@@ -366,21 +374,15 @@ bool attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
     return true;
 }
 
-/* How query, key or value become planes of signs, in the place of their codes. */
+/* As planes of signs, in the place of codes. */
 static Encoding plan_signs(const Work &w, const Quantizer &quantizer, int operand, const float *x)
 {
     const Buffers &b = w.session->buffers;
-    Encoding e = {};
-    e.x = x;
-    e.n_tokens = w.n_tokens;
-    e.n = w.session->model->network.attention_size;
-    e.quantizer = quantizer;
+    Encoding e = operand_encoding(w, quantizer, operand, x);
     e.form = FORM_SIGN;
     e.n_pieces = pieces_of_bits(e.n);
     e.plane_stride = (size_t)e.n_tokens * e.n_pieces;
     e.planes = (uint4 *)b.codes[operand];
-    e.step = b.operand_step[operand];
-    e.base = b.operand_base[operand];
     e.code_sum = b.encoded[0].code_sum; /* not wanted, and free once products have run */
     e.n_nonzero = b.encoded[0].n_nonzero;
     return e;
