@@ -225,17 +225,18 @@ def test_signs_meet_other_codes_in_attention(
 
 
 @pytest.mark.parametrize("head_size", [16, 61, 64])
-@pytest.mark.parametrize("keys", ["any", "one is the query", "steps of their own"])
-def test_long_sequences_of_signs(keys: str, head_size: int, tmp_path: Path) -> None:
-    """Their probabilities are looked up by distances, if no key is the query and steps are one."""
+@pytest.mark.parametrize("scale", [0.125, 0.13])
+@pytest.mark.parametrize("keys", ["any", "one is the query", "no signs"])
+def test_long_sequences_of_signs(keys: str, scale: float, head_size: int, tmp_path: Path) -> None:
+    """Their probabilities are looked up by distances, if keys are signs and none is the query."""
     rng = np.random.default_rng(14)
-    c = config(n_layers=1, max_positions=300, head_size=head_size, score_scale=0.125)
+    c = config(n_layers=1, max_positions=300, head_size=head_size, score_scale=scale)
     model = quantize(masked_lm(rng, c), rng, (sign(0.7), sign(), sign(), integers(0, 1, 0.008)))
     if keys == "one is the query":
         for part in ("weight", "bias", "shift"):
             query = model.tensors[f"layers.0.query.{part}"]
             model.tensors[f"layers.0.key.{part}"] = query
-    if keys == "steps of their own":
+    if keys == "no signs":
         model.quantizers["layers.0.attention.key"] = symmetric(2, BY_TOKEN)
     path = tmp_path / "m.bitm"
     assert wrong_logits(model, path, n_texts=10, shortest=120, longest=300) <= 0.1

@@ -392,7 +392,7 @@ static void general_task(void *argument, uint32_t task, uint32_t worker)
             uint64_t *planes = h.probabilities + r * row_words;
             if (h.looks_up) {
                 if (bitm_head_look_up(&h, i + r, &quantization, planes, &code_sum[r])) continue;
-                sums[r] = bitm_head_weights_of_distances(&h, i + r, scores);
+                sums[r] = bitm_head_weights_of_distances(&h, scores);
             }
             if (quantizer == NULL) {
                 divide_scores(scores, h.n_tokens, sums[r]);

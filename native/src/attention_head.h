@@ -21,7 +21,6 @@ enum { BITM_HEAD_ROWS = 32 }; /* queries at work */
  * nearest one, made when it is met. */
 typedef struct bitm_distance_tables {
     float exponentials[BITM_DISTANCES + 1][BITM_DISTANCES];
-    float score_step; /* of all */
     uint8_t state[BITM_DISTANCES + 1];
 } bitm_distance_tables;
 
@@ -97,8 +96,7 @@ void bitm_head_open_scores(bitm_head *h);
 /* scores [n, S] = probabilities of rows i to i + n before their quantizer, times sums [n]. */
 void bitm_head_find_weights(const bitm_head *h, size_t i, uint32_t n, float sums[BITM_HEAD_ROWS]);
 
-/* Opens queries and keys for distances, where that is possible and faster: no sign is 0, all keys
- * have one step. */
+/* Opens queries and keys for distances, where that is possible and faster: no sign is 0. */
 bool bitm_head_open_signs(bitm_head *h);
 
 /* The bits of the probabilities of row i, and how many are 1, by the distances of its query from
@@ -106,8 +104,8 @@ bool bitm_head_open_signs(bitm_head *h);
 bool bitm_head_look_up(bitm_head *h, uint32_t i, const bitm_quantization *quantization,
                        uint64_t *bits, int32_t *sum);
 
-/* What bitm_head_find_weights does for row i, to scores [S], from the distances that
+/* What bitm_head_find_weights does for one row, to scores [S], from the distances that
  * bitm_head_look_up left; returns the sum. */
-float bitm_head_weights_of_distances(const bitm_head *h, uint32_t i, float *scores);
+float bitm_head_weights_of_distances(const bitm_head *h, float *scores);
 
 #endif

@@ -70,25 +70,14 @@ void bitm_head_open_scores(bitm_head *h)
     h->scales_steps = h->keys.are_weights && can_scale_steps(h);
 }
 
-static bool are_equal(const float *steps, uint32_t n)
-{
-    bool are = true;
-    for (uint32_t i = 1; i < n; i++)
-        are = are && steps[i] == steps[0];
-    return are;
-}
-
 bool bitm_head_open_signs(bitm_head *h)
 {
-    const bitm_backend *backend = h->w->backend;
     const bitm_layer *layer = h->w->layer;
-    if (h->n_tokens < LOOKS_UP_FROM || !h->w->can_look_up || !can_scale_steps(h) ||
-        !are_equal(backend->attention.step[BITM_KEY] + h->first, h->n_tokens))
-        return false;
+    if (h->n_tokens < LOOKS_UP_FROM || !h->w->can_look_up) return false;
     copy_queries_and_keys(h);
     bitm_code_rows_weigh(&h->queries, layer->quantize_query, NULL);
     bitm_code_rows_weigh(&h->keys, layer->quantize_key, NULL);
-    h->tables->score_step = 0.0F; /* of none: steps are positive */
+    memset(h->tables->state, 0, sizeof h->tables->state);
     return h->queries.are_weights && h->keys.are_weights;
 }
 
@@ -215,37 +204,33 @@ void bitm_head_find_weights(const bitm_head *h, size_t i, uint32_t n, float sums
 
 /* ---- By distances ---- */
 
+/* The score of a query and a key that are signs: steps of signs are the file's. */
+static float score_of(const bitm_head *h, uint32_t distance)
+{
+    const bitm_layer *layer = h->w->layer;
+    const bitm_file_config *config = h->w->backend->network->config;
+    const int32_t product = (int32_t)config->head_size - 2 * (int32_t)distance;
+    return (float)product * (layer->quantize_query->step * layer->quantize_key->step) *
+           config->score_scale;
+}
+
 /* Exponentials of a query's scores by the distance of the key, from that of the nearest one on, in
  * the places of distances modulo BITM_DISTANCES; NULL where rounding made one greater than that of
  * a nearer key, so that no distance would part probabilities of 0 and 1. */
-static const float *table_of(bitm_head *h, uint32_t nearest, float step)
+static const float *table_of(bitm_head *h, uint32_t nearest)
 {
     enum { UNKNOWN, FALLS, RISES }; /* of a table's state */
-    bitm_distance_tables *tables = h->tables;
-    float *table = tables->exponentials[nearest];
-    const int32_t head_size = (int32_t)h->w->backend->network->config->head_size;
-    if (tables->score_step != step) {
-        memset(tables->state, UNKNOWN, sizeof tables->state);
-        tables->score_step = step;
-    }
-    if (tables->state[nearest] == UNKNOWN) {
+    uint8_t *state = &h->tables->state[nearest];
+    float *table = h->tables->exponentials[nearest];
+    if (*state == UNKNOWN) {
         for (uint32_t d = nearest; d < nearest + BITM_DISTANCES; d++)
-            table[d % BITM_DISTANCES] = (float)(head_size - 2 * (int32_t)d) * step;
+            table[d % BITM_DISTANCES] = score_of(h, d);
         (void)h->w->backend->kernels->exp_sum(table, BITM_DISTANCES);
-        tables->state[nearest] = FALLS;
+        *state = FALLS;
         for (uint32_t d = nearest + 1; d < nearest + BITM_DISTANCES; d++)
-            if (table[d % BITM_DISTANCES] > table[(d - 1) % BITM_DISTANCES])
-                tables->state[nearest] = RISES;
+            if (table[d % BITM_DISTANCES] > table[(d - 1) % BITM_DISTANCES]) *state = RISES;
     }
-    return tables->state[nearest] == FALLS ? table : NULL;
-}
-
-static float score_step(const bitm_head *h, uint32_t i)
-{
-    const bitm_backend *backend = h->w->backend;
-    const bitm_attention_buffers *buffers = &backend->attention;
-    return buffers->step[BITM_KEY][h->first] *
-           (buffers->step[BITM_QUERY][h->first + i] * backend->network->config->score_scale);
+    return *state == FALLS ? table : NULL;
 }
 
 bool bitm_head_look_up(bitm_head *h, uint32_t i, const bitm_quantization *quantization,
@@ -256,7 +241,7 @@ bool bitm_head_look_up(bitm_head *h, uint32_t i, const bitm_quantization *quanti
     const uint32_t nearest =
         kernels->sign_distances(h->queries.bits[i], h->keys.bits, n, h->distances);
     /* From 0 there may be more distances than a table has. */
-    const float *table = nearest > 0 ? table_of(h, nearest, score_step(h, i)) : NULL;
+    const float *table = nearest > 0 ? table_of(h, nearest) : NULL;
     bitm_quantization undivided = *quantization;
     if (table == NULL ||
         !bitm_quantization_divide(&undivided, kernels->table_sum(table, h->distances, n)))
@@ -268,11 +253,9 @@ bool bitm_head_look_up(bitm_head *h, uint32_t i, const bitm_quantization *quanti
     return true;
 }
 
-float bitm_head_weights_of_distances(const bitm_head *h, uint32_t i, float *scores)
+float bitm_head_weights_of_distances(const bitm_head *h, float *scores)
 {
-    const int32_t head_size = (int32_t)h->w->backend->network->config->head_size;
-    const float step = score_step(h, i);
     for (uint32_t j = 0; j < h->n_tokens; j++)
-        scores[j] = (float)(head_size - 2 * h->distances[j]) * step;
+        scores[j] = score_of(h, h->distances[j]);
     return h->w->backend->kernels->exp_sum(scores, h->n_tokens);
 }

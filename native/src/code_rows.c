@@ -110,7 +110,7 @@ static bool is_full(const uint64_t *plane, uint32_t n)
 {
     for (; n >= 64; n -= 64, plane++)
         if (*plane != UINT64_MAX) return false;
-    return n == 0 || *plane == (UINT64_C(1) << n) - 1;
+    return n == 0 || *plane == first_bits(n);
 }
 
 void bitm_code_rows_weigh(bitm_code_rows *rows, const bitm_file_quantizer *quantizer,

@@ -218,23 +218,18 @@ static void general_attention(const Work &w, const Layer &layer, const float *x)
     BITM_LAUNCH(general_attention_kernel, grid, GENERAL_THREADS, shared, stream, a);
 }
 
-static bool are_signs(const Quantizer &q)
-{
-    return q.kind == KIND_SIGN && q.scope == SCOPE_STATIC && q.lo < 0.0F && !q.clips &&
-           q.step > 0.0F;
-}
-
-/* Whether attention_signs_kernel computes a layer's attention. */
+/* Whether attention_signs_kernel computes a layer's attention.  Quantizers of these kinds are static,
+ * do not clip, and have steps above 0 (SPEC.md 3.4). */
 static bool can_attend_signs(const Work &w, const Layer &layer)
 {
     const bitm_device_model *model = w.session->model;
     const bitm_file_config *config = model->network.config;
     const Quantizer &p = layer.quantize_probabilities;
-    return are_signs(layer.quantize_query) && are_signs(layer.quantize_key) &&
-           are_signs(layer.quantize_value) && p.kind == KIND_INT && p.scope == SCOPE_STATIC &&
-           !p.clips && p.lo == 0.0F && p.hi == 1.0F && config->score_rank == 0 &&
-           !config->value_term && config->attention_normalizer == BITM_NORMALIZER_SOFTMAX &&
-           config->score_scale > 0.0F && config->head_size == SIGNS_HEAD &&
+    return layer.quantize_query.kind == KIND_SIGN && layer.quantize_key.kind == KIND_SIGN &&
+           layer.quantize_value.kind == KIND_SIGN && p.kind == KIND_INT && p.lo == 0.0F &&
+           p.hi == 1.0F && config->score_rank == 0 && !config->value_term &&
+           config->attention_normalizer == BITM_NORMALIZER_SOFTMAX &&
+           config->head_size == SIGNS_HEAD &&
            signs_shared_bytes(w.batch->max_length) <= model->shared_bytes;
 }
 
@@ -292,10 +287,7 @@ static bool plan_attend(const Work &w, const Layer &layer, const float *x, Input
     a->n_groups = n_groups;
     for (int i = 0; i < 3; i++) {
         const Branch *branch = &linears[i]->branches[0];
-        if (inputs[i].made_for == NULL && i > 0 && is_same(inputs[i - 1].made_for, branch))
-            inputs[i] = inputs[i - 1];
-        make_inputs(w, branch, x, linears[i]->columns, &inputs[i]);
-        Product p = product_of(w, branch, inputs[i], linears[i]->columns);
+        Product p = product_of_operand(w, *linears[i], x, inputs, i);
         if (i == 0) a->product = p;
         if (inputs[i].form != inputs[0].form || p.n_terms != a->product.n_terms ||
             memcmp(p.terms, a->product.terms, p.n_terms * sizeof p.terms[0]) != 0)
@@ -406,10 +398,7 @@ static void run_operands(const Work &w, const Layer &layer, const float *x, Inpu
         run_three_to_planes(w, linears, x, encodings, inputs);
         return;
     }
-    for (int i = 0; i < 3; i++) {
-        if (i > 0 && inputs[i].made_for == NULL) inputs[i] = inputs[i - 1];
-        run_linear(w, *linears[i], x, 0, floats[i], &inputs[i]);
-    }
+    run_query_key_value(w, layer, x, inputs);
     for (int i = 0; i < 3; i++)
         encode(w, encodings[i]);
 }

@@ -155,11 +155,7 @@ static void run_layer(const Work &w, const Layer &layer, const Layer *after, Inp
     const float *x = b.hidden;
     Inputs context;
     if (!attend(w, layer, x, inputs, &context) && !attend_signs(w, layer, x, inputs, &context)) {
-        run_linear(w, layer.query, x, 0, b.query, &inputs[0]);
-        if (inputs[1].made_for == NULL) inputs[1] = inputs[0]; /* perhaps the same */
-        run_linear(w, layer.key, x, 0, b.key, &inputs[1]);
-        if (inputs[2].made_for == NULL) inputs[2] = inputs[1];
-        run_linear(w, layer.value, x, 0, b.value, &inputs[2]);
+        run_query_key_value(w, layer, x, inputs);
         run_attention(w, layer, x, &context);
     }
 

@@ -146,6 +146,10 @@ bool is_plain_product(const Work &w, const Linear &linear);
 /* The product of a branch, but for what follows it. */
 Product product_of(const Work &w, const Branch *branch, const Inputs &inputs, uint32_t columns);
 
+/* The product of number i of query, key and value, whose inputs may be those of the one before. */
+Product product_of_operand(const Work &w, const Linear &linear, const float *x, Inputs inputs[3],
+                           int i);
+
 /* What follows the product of a branch, which is not accumulated. */
 Epilogue epilogue_of(const Branch *branch, const Inputs &inputs, uint32_t activation,
                      float *outputs);
@@ -154,7 +158,10 @@ Epilogue epilogue_of(const Branch *branch, const Inputs &inputs, uint32_t activa
 void run_linear(const Work &w, const Linear &linear, const float *x, uint32_t activation,
                 float *outputs, Inputs *inputs);
 
-/* The same, its inputs made anew. */
+/* Query, key and value in the session's buffers. */
+void run_query_key_value(const Work &w, const Layer &layer, const float *x, Inputs inputs[3]);
+
+/* The same of one linear, its inputs made anew. */
 void linear(const Work &w, const Linear &linear, const float *x, uint32_t activation,
             float *outputs);
 

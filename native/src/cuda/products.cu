@@ -133,6 +133,16 @@ Product product_of(const Work &w, const Branch *branch, const Inputs &inputs, ui
     return p;
 }
 
+Product product_of_operand(const Work &w, const Linear &linear, const float *x, Inputs inputs[3],
+                           int i)
+{
+    const Branch *branch = &linear.branches[0];
+    if (inputs[i].made_for == NULL && i > 0 && is_same(inputs[i - 1].made_for, branch))
+        inputs[i] = inputs[i - 1];
+    make_inputs(w, branch, x, linear.columns, &inputs[i]);
+    return product_of(w, branch, inputs[i], linear.columns);
+}
+
 /* A product of integers; its results leave by the encoding, unless that is NULL. */
 static void launch_with_epilogue(const Work &w, const Product &p, bool bytes,
                                  const Encoding *encoding)
@@ -194,6 +204,16 @@ void run_linear(const Work &w, const Linear &linear, const float *x, uint32_t ac
         e.accumulate = i > 0;
         run_product(w, branch, *inputs, linear.columns, e, NULL);
     }
+}
+
+void run_query_key_value(const Work &w, const Layer &layer, const float *x, Inputs inputs[3])
+{
+    const Buffers &b = w.session->buffers;
+    run_linear(w, layer.query, x, 0, b.query, &inputs[0]);
+    if (inputs[1].made_for == NULL) inputs[1] = inputs[0]; /* perhaps the same */
+    run_linear(w, layer.key, x, 0, b.key, &inputs[1]);
+    if (inputs[2].made_for == NULL) inputs[2] = inputs[1];
+    run_linear(w, layer.value, x, 0, b.value, &inputs[2]);
 }
 
 /* The part of a product and of the encoding of its results that n tokens from `first` on have. */
@@ -264,10 +284,7 @@ void run_three_to_planes(const Work &w, const Linear *const linears[3], const fl
     bool are_alike = true;
     for (int i = 0; i < 3; i++) {
         const Branch *branch = &linears[i]->branches[0];
-        if (inputs[i].made_for == NULL && i > 0 && is_same(inputs[i - 1].made_for, branch))
-            inputs[i] = inputs[i - 1];
-        make_inputs(w, branch, x, linears[i]->columns, &inputs[i]);
-        Product p = product_of(w, branch, inputs[i], linears[i]->columns);
+        Product p = product_of_operand(w, *linears[i], x, inputs, i);
         p.epilogue = epilogue_of(branch, inputs[i], 0, NULL);
         all.products[i] = p;
         all.encodings[i] = encodings[i];

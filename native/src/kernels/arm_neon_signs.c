@@ -5,8 +5,6 @@
  *   cmhi       16 distances become masks */
 #include "arm_neon.h"
 
-#include <string.h>
-
 enum { KEYS = 16 }; /* of which distances are bytes of one vector */
 
 /* The distances of 16 keys: neighbouring counts of bytes add up three times. */
@@ -28,11 +26,7 @@ uint8_t bitm_sign_distances__neon(uint64_t query, const uint64_t *keys, uint32_t
     uint8x16_t least = vdupq_n_u8(UINT8_MAX);
     uint64_t last[KEYS];
     for (uint32_t j = 0; j < n; j += KEYS, keys += KEYS) {
-        if (n - j < KEYS) { /* the first key once more is no nearer */
-            for (uint32_t i = 0; i < KEYS; i++)
-                last[i] = keys[i < n - j ? i : 0];
-            keys = last;
-        }
+        if (n - j < KEYS) keys = bitm_last_keys(keys, n - j, KEYS, last);
         uint8x16_t bytes = distances_of(q, keys);
         vst1q_u8(distances + j, bytes);
         least = vminq_u8(least, bytes);

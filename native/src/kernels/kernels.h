@@ -322,6 +322,16 @@ static inline size_t bitm_attention_i8_room(size_t n_tokens, size_t head_size)
 typedef uint8_t bitm_sign_distances_fn(uint64_t query, const uint64_t *keys, uint32_t n,
                                        uint8_t *distances);
 
+/* The last n keys, fewer than n_places, for kernels that read so many: the first of them fills the
+ * rest, which makes none nearer. */
+static inline const uint64_t *bitm_last_keys(const uint64_t *keys, uint32_t n, uint32_t n_places,
+                                             uint64_t *places)
+{
+    for (uint32_t i = 0; i < n_places; i++)
+        places[i] = keys[i < n ? i : 0];
+    return places;
+}
+
 enum { BITM_DISTANCES = 64 }; /* of a table, a power of 2 */
 
 /* The sum of table[distances[j] % BITM_DISTANCES], which are normal and positive or 0. */

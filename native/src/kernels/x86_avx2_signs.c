@@ -5,8 +5,6 @@
  *   vpcmpgtb     32 distances become 32 bits */
 #include "x86_avx2.h"
 
-#include <string.h>
-
 enum { KEYS = 32 }; /* of which distances are bytes of one vector */
 
 /* The bits that are set in each 64. */
@@ -50,11 +48,7 @@ uint8_t bitm_sign_distances__avx2(uint64_t query, const uint64_t *keys, uint32_t
     __m256i least = _mm256_set1_epi8(-1);
     uint64_t last[KEYS];
     for (uint32_t j = 0; j < n; j += KEYS, keys += KEYS) {
-        if (n - j < KEYS) { /* the first key once more is no nearer */
-            for (uint32_t i = 0; i < KEYS; i++)
-                last[i] = keys[i < n - j ? i : 0];
-            keys = last;
-        }
+        if (n - j < KEYS) keys = bitm_last_keys(keys, n - j, KEYS, last);
         __m256i counts[8];
 #pragma GCC unroll 8
         for (uint32_t v = 0; v < 8; v++)

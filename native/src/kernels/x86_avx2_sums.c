@@ -198,9 +198,8 @@ INLINE void make_codes_i16(work *w, size_t input, size_t n, int16_t codes[8][LAN
 {
     const int16_t *row = (const int16_t *)w->gemm->inputs + w->token * w->gemm->n_inputs + input;
     __m128i v[8], u[8];
-    for (size_t t = 0; t < 8; t++, row += w->gemm->n_inputs) {
+    for (size_t t = 0; t < 8; t++, row += w->gemm->n_inputs)
         v[t] = t < w->n_tokens ? load_words(row, n) : _mm_setzero_si128();
-    }
     for (int i = 0; i < 4; i++) {
         u[i] = _mm_unpacklo_epi16(v[2 * i], v[2 * i + 1]);
         u[i + 4] = _mm_unpackhi_epi16(v[2 * i], v[2 * i + 1]);

@@ -10,8 +10,6 @@
  */
 #include "x86_avx512.h"
 
-#include <string.h>
-
 enum { KEYS = 64 }; /* of which distances are bytes of one vector */
 
 /* Counts of eight vectors in order.  Packing twice two halves works by 128 bits, so that word 8 m +
