@@ -49,7 +49,8 @@ static __global__ void __launch_bounds__(TOKEN_THREADS) embed_registers_kernel(E
         }
     }
     const NormPlaces places = {e.norm.gain, e.norm.bias, e.norm.y + (size_t)token * e.norm.n};
-    finish_norm<N16>(e.norm, places, e.followers, token, l, value);
+    finish_norm<N16>(e.norm, places, l, value);
+    encode_followers<N16>(e.followers, token, l, value);
 }
 
 } // namespace bitm

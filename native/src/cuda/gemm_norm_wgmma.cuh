@@ -7,8 +7,8 @@
 #ifndef BITM_CUDA_GEMM_NORM_WGMMA_CUH
 #define BITM_CUDA_GEMM_NORM_WGMMA_CUH
 
+#include "encode_signs.cuh"
 #include "gemm_wgmma_bytes.cuh"
-#include "tokens.cuh"
 
 namespace bitm {
 
@@ -16,6 +16,12 @@ struct ProductNorm {
     Product product; /* as many outputs as the norm has columns */
     Norm norm;       /* x: the product's results in its place; residual: not NULL */
     Followers followers;
+};
+
+/* What lies in shared memory behind the rows of results. */
+template <int N, int TOKENS> struct NormFacts {
+    float gain[N], bias[N];
+    SignFacts<N, TOKENS> signs;
 };
 
 /* A block's sizes: N16 is a sixteenth of the outputs, of which each warpgroup has TILES x 64. */
@@ -30,10 +36,10 @@ template <int N16, int TOKENS_, int WARPGROUPS, bool BYTES_> struct NormShape {
         INPUT_PIECES = BYTES_ ? BYTES_PIECES : 2,
         STAGE_PIECES = N * WEIGHT_PIECES + TOKENS * INPUT_PIECES,
         ROW = N + 4, /* floats from row to row of results: a warp's fall into different banks */
-        FLOATS = ROW * TOKENS + 2 * N, /* results, gain and bias */
         STAGES = ROW * TOKENS * 4 / (STAGE_PIECES * PIECE_BYTES) + 1, /* results fit */
         STAGE_BYTES = STAGES * STAGE_PIECES * PIECE_BYTES,
-        SHARED_BYTES = STAGE_BYTES > FLOATS * 4 ? STAGE_BYTES : FLOATS * 4,
+        RESULT_BYTES = ROW * TOKENS * 4 + sizeof(NormFacts<N, TOKENS>),
+        SHARED_BYTES = STAGE_BYTES > RESULT_BYTES ? STAGE_BYTES : RESULT_BYTES,
         BLOCKS = THREADS == 256 && TILES * TOKENS <= 192 ? 2 : 1, /* of a multiprocessor */
     };
 };
@@ -235,10 +241,12 @@ static __global__ void __launch_bounds__(NormShape<N16, TOKENS, WARPGROUPS, BYTE
             acc[tile][i] = 0;
     multiply_norm_terms<S>(p, n_terms, token, (uint4 *)shared, acc);
     float *results = (float *)shared;
-    float *gain = results + TOKENS * S::ROW, *bias = gain + S::N;
+    NormFacts<S::N, TOKENS> *facts = (NormFacts<S::N, TOKENS> *)(results + TOKENS * S::ROW);
+    bool signs = !BYTES && take_signs(a.followers);
     __syncthreads(); /* all products are done with the operands */
-    copy_norm_weights<S>(a.norm, gain, bias);
+    copy_norm_weights<S>(a.norm, facts->gain, facts->bias);
     copy_commit();
+    if (signs) begin_signs<S::N, TOKENS, S::THREADS>(a.followers, &facts->signs);
     finish_product<S>(p, token, dense, acc, results);
     copy_wait<0>();
     __syncthreads();
@@ -256,11 +264,16 @@ static __global__ void __launch_bounds__(NormShape<N16, TOKENS, WARPGROUPS, BYTE
 #pragma unroll
         for (int i = 0; i < N16; i++)
             value[i] = y[l + i * LANES];
-        finish_norm<N16>(a.norm, NormPlaces{gain, bias, y}, a.followers, token + first + row, l,
-                         value);
+        finish_norm<N16>(a.norm, NormPlaces{facts->gain, facts->bias, y}, l, value);
+        if (!signs) encode_followers<N16>(a.followers, token + first + row, l, value);
         __syncwarp();
         store_rows<S>(rows, a.norm.y + (size_t)(token + first) * S::N);
     }
+    if (!signs) return;
+    __syncthreads(); /* all rows are normalized */
+    encode_signs<S::N, TOKENS, S::THREADS>(a.followers, token, results, &facts->signs);
+    if (a.followers.later.counts && threadIdx.x < TOKENS)
+        begin_token(a.followers.later, token + threadIdx.x);
 #else
     (void)a;
 #endif

@@ -32,7 +32,6 @@ struct OutputFacts {
     float scale[WGMMA_OUTPUTS], bias[WGMMA_OUTPUTS];
     float shift[WGMMA_OUTPUTS];  /* kinds that write bits */
     int32_t ones[WGMMA_OUTPUTS]; /* positive weights, where they are known */
-    GeluLimits limits[WGMMA_OUTPUTS];
 };
 
 /* A product of n stages in all: its facts, and the stages, in whose place the results follow. */
@@ -141,7 +140,6 @@ static __device__ inline void read_output_facts(const Product &p, const Encoding
     facts->ones[i] = p.n_nonzero != NULL ? (int32_t)p.row_ones[o] : 0; /* of whole blocks */
     if (KIND != EPILOGUE_BITS && KIND != EPILOGUE_GELU_BITS) return;
     facts->shift[i] = shift_of(e, o);
-    if (KIND == EPILOGUE_GELU_BITS && e.gelu_limits != NULL) facts->limits[i] = e.gelu_limits[o];
 }
 
 /* What an epilogue knows of a thread's two tokens; the multiplier is that of sums after the ones of
@@ -189,14 +187,12 @@ static __device__ inline const int4 *store_results(const int32_t acc[64], uint4 
     return results;
 }
 
-/* The bits of a thread's 32 outputs, planes [token][plane].  With limits GELU is not computed:
- * false where they do not tell some bits. */
-template <int KIND, int RULE, bool LIMITS>
-static __device__ inline bool find_output_bits(const Encoding &e, const OutputFacts &facts,
+/* The bits of a thread's 32 outputs, planes [token][plane]. */
+template <int KIND, int RULE>
+static __device__ inline void find_output_bits(const Encoding &e, const OutputFacts &facts,
                                                const RowFacts &rows, const int4 *results,
                                                uint32_t planes[2][2])
 {
-    bool certain = true;
     uint32_t first = threadIdx.x % 4 * 2;
 #pragma unroll 1
     for (int part = 0; part < 4; part++, first += 32) {
@@ -208,33 +204,43 @@ static __device__ inline bool find_output_bits(const Encoding &e, const OutputFa
             uint32_t o = first + i / 2 * 8 + i % 2;
             int4 pairs = results[(part * 4 + i / 2) * WGMMA_THREADS];
             float scale = facts.scale[o], bias = facts.bias[o];
-            GeluLimits l = {};
-            if (LIMITS) l = facts.limits[o];
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 int32_t sum =
                     half == 0 ? (i % 2 == 0 ? pairs.x : pairs.y) : (i % 2 == 0 ? pairs.z : pairs.w);
                 sum = finished_sum(rows, half, sum, facts.ones[o]);
                 float x = fmaf((float)sum, scale * rows.steps[half], bias);
-                if (LIMITS) {
-                    bool reaches = (x <= l.left_outer) | (x >= l.right_outer);
-                    if (reaches) planes[half][0] |= 1u << (24 + i);
-                    certain &= reaches | ((x >= l.left_inner) & (x <= l.right_inner));
-                } else {
-                    float y = KIND == EPILOGUE_GELU_BITS ? bitm_gelu(x) : x;
-                    add_bits<RULE>(e, y + facts.shift[o], 24 + i, planes[half]);
-                }
+                float y = KIND == EPILOGUE_GELU_BITS ? bitm_gelu(x) : x;
+                add_bits<RULE>(e, y + facts.shift[o], 24 + i, planes[half]);
             }
         }
     }
 #pragma unroll
     for (int half = 0; half < 2; half++)
-        LIMITS ? planes_of_reached<RULE>(e, planes[half]) : finish_bits<RULE>(e, planes[half]);
-    return certain;
+        finish_bits<RULE>(e, planes[half]);
 }
 
-/* The epilogue of kinds that write bits: four neighbouring threads have those of four words of a
- * token; transposed, each has a word. */
+/* Of a token and a block's outputs, four neighbouring threads have bits of four words each;
+ * transposed, each stores a word. */
+static __device__ inline void store_four_words(const Encoding &e, uint32_t token, bool is_token,
+                                               uint32_t output, const uint32_t planes[2])
+{
+    uint32_t word = threadIdx.x % 4;
+    int32_t n_bits[2] = {0, 0};
+    uint32_t *row = (uint32_t *)(e.planes + piece_place(token, output / PIECE_BITS, e.n_pieces));
+#pragma unroll
+    for (uint32_t plane = 0; plane < 2; plane++) {
+        if (plane >= n_planes_of(e)) continue;
+        uint32_t bits = transpose_pairs_4(planes[plane]);
+        if (is_token) row[plane * e.plane_stride * 4 + word] = bits;
+        n_bits[plane] = __popc(bits);
+        n_bits[plane] += __shfl_xor_sync(ALL_THREADS, n_bits[plane], 1);
+        n_bits[plane] += __shfl_xor_sync(ALL_THREADS, n_bits[plane], 2);
+    }
+    if (e.counts && word == 0 && is_token) count_bits(e, token, n_bits[0], n_bits[1]);
+}
+
+/* The epilogue of kinds that write bits. */
 template <int KIND, int RULE>
 static __device__ inline void store_product_bits(const Product &p, const Encoding &e,
                                                  const OutputFacts &facts, const RowFacts &rows,
@@ -242,37 +248,17 @@ static __device__ inline void store_product_bits(const Product &p, const Encodin
                                                  const int4 *results)
 {
     uint32_t planes[2][2] = {};
-    const bool CAN_LIMIT = KIND == EPILOGUE_GELU_BITS && RULE != RULE_LEVELS;
-    bool found = CAN_LIMIT && e.gelu_limits != NULL &&
-                 find_output_bits<KIND, RULE, CAN_LIMIT>(e, facts, rows, results, planes);
-    if (!__all_sync(ALL_THREADS, found)) {
-        memset(planes, 0, sizeof planes);
-        (void)find_output_bits<KIND, RULE, false>(e, facts, rows, results, planes);
-    }
-    uint32_t word = threadIdx.x % 4;
+    find_output_bits<KIND, RULE>(e, facts, rows, results, planes);
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        int32_t n_bits[2] = {0, 0};
-        bool is_token = tokens[half] < p.n_tokens;
-        uint32_t *row =
-            (uint32_t *)(e.planes + piece_place(tokens[half], output / PIECE_BITS, e.n_pieces));
-#pragma unroll
-        for (uint32_t plane = 0; plane < 2; plane++) {
-            if (plane >= n_planes_of(e)) continue;
-            uint32_t bits = transpose_pairs_4(planes[half][plane]);
-            if (is_token) row[plane * e.plane_stride * 4 + word] = bits;
-            n_bits[plane] = __popc(bits);
-            n_bits[plane] += __shfl_xor_sync(ALL_THREADS, n_bits[plane], 1);
-            n_bits[plane] += __shfl_xor_sync(ALL_THREADS, n_bits[plane], 2);
-        }
-        if (e.counts && word == 0 && is_token) count_bits(e, tokens[half], n_bits[0], n_bits[1]);
-    }
+    for (int half = 0; half < 2; half++)
+        store_four_words(e, tokens[half], tokens[half] < p.n_tokens, output, planes[half]);
 }
 
 /* A block of a product.  Memory holds whole blocks of tokens and outputs; what lies in those past
  * the last is ignored. */
 template <int PIECES, int KIND>
-static __device__ inline void multiply_block(const Product &p, const Encoding &encoding)
+static __global__ void __launch_bounds__(WGMMA_THREADS, 2)
+    gemm_wgmma_kernel(Product p, Encoding encoding)
 {
 #if BITM_HAS_WGMMA
     BITM_DYNAMIC_SHARED(shared);
@@ -331,25 +317,6 @@ static __device__ inline void multiply_block(const Product &p, const Encoding &e
     (void)p;
     (void)encoding;
 #endif
-}
-
-template <int PIECES, int KIND>
-static __global__ void __launch_bounds__(WGMMA_THREADS, 2)
-    gemm_wgmma_kernel(Product p, Encoding encoding)
-{
-    multiply_block<PIECES, KIND>(p, encoding);
-}
-
-/* Query, key and value: products of the same sizes, each with its encoding. */
-struct ThreeProducts {
-    Product products[3];
-    Encoding encodings[3];
-};
-
-template <int PIECES>
-static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_wgmma_three_kernel(ThreeProducts a)
-{
-    multiply_block<PIECES, EPILOGUE_BITS>(a.products[blockIdx.z], a.encodings[blockIdx.z]);
 }
 
 } // namespace bitm

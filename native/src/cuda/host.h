@@ -47,7 +47,7 @@ struct Branch {
     const float *shift, *rms_gain, *bias, *row_scale, *row_offset, *row_base;
     const float *column_scale, *column_offset;
     Quantizer quantizer;
-    const GeluLimits *gelu_limits; /* of inputs that come from GELU; NULL: none */
+    const SumLimits *sum_limits; /* of sums that tell the codes of what follows; NULL: none */
 };
 
 struct Linear {
@@ -83,12 +83,14 @@ struct bitm_device_model {
     size_t shared_bytes; /* most that a block may have */
     uint32_t has_wgmma;
     bool has_tensor_cores, tensor_attention;
+    uint32_t n_multiprocessors;
     bitm_network network; /* host pointers */
     bitm_device_memory memory[2];
     uint8_t *copies[2]; /* of the memory */
     uint8_t *packed;    /* weights in tiles */
     uint64_t n_bytes;
     bitm::Layer *layers;
+    uint32_t *unknown_limits; /* on the device, while the model is bound */
     bitm::Linear pooler, mlm_transform, mlm_decoder, classifier;
     bitm::NormWeights embedding_norm, pooler_norm, mlm_norm;
     bitm::Matrix word, word_second, position, token_type;

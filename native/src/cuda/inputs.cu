@@ -99,7 +99,6 @@ void plan_inputs(const Work &w, const Branch *branch, const float *x, uint32_t n
     e->sum = place->sum;
     e->code_sum = place->code_sum;
     e->n_nonzero = place->n_nonzero;
-    e->gelu_limits = branch->gelu_limits;
     if (!has_thresholds(e->quantizer)) return;
     bool is_int = e->quantizer.kind == KIND_INT;
     int32_t lo = is_int ? (int32_t)e->quantizer.lo : 0, hi = is_int ? (int32_t)e->quantizer.hi : 1;

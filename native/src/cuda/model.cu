@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "gelu_limits.cuh"
+#include "sum_limits.cuh"
 #include "gemm_wgmma.cuh"
 #include "host.h"
 
@@ -135,20 +135,68 @@ static void bind_linear(bitm_device_model *model, const bitm_linear &host, bitm_
     }
 }
 
-/* Takes the limits for a linear after GELU whose quantizer has two levels. */
-static void bind_gelu_limits(bitm_arena *arena, Linear *linear)
+/* Linears of a layer whose results may become codes of two levels. */
+enum { LIMITED_LINEARS = 4 };
+
+/* Takes the limits of a linear's sums for the quantizer of two levels that follows, if there is one;
+ * shift: of that. */
+static void bind_sum_limits(bitm_arena *arena, Linear *linear, bool has_gelu, const Quantizer &next,
+                            const float *shift, uint32_t *n_unknown)
 {
     Branch &branch = linear->branches[0];
-    const Quantizer &q = branch.quantizer;
-    bool is_int = q.kind == KIND_INT;
-    if (linear->n_branches != 1 || !has_thresholds(q) || (is_int && q.hi - q.lo != 1.0F)) return;
-    GeluLimits *limits =
-        (GeluLimits *)bitm_arena_take(arena, linear->columns, sizeof(GeluLimits));
+    const Quantizer &of_inputs = branch.quantizer;
+    bool is_int = next.kind == KIND_INT;
+    if (linear->n_branches != 1 || !has_thresholds(next) || (is_int && next.hi - next.lo != 1.0F))
+        return;
+    if (!has_thresholds(of_inputs) || branch.n_planes == 0 || branch.row_offset != NULL ||
+        branch.row_base != NULL)
+        return;
+    SumLimits *limits = (SumLimits *)bitm_arena_take(arena, linear->rows, sizeof(SumLimits));
     if (limits == NULL) return;
-    float threshold = is_int ? threshold_of(q, (int32_t)q.hi) : 0.0F;
-    BITM_LAUNCH(gelu_limits_kernel, ceil_div(linear->columns, 128), 128, 0, 0, branch.shift,
-                threshold, linear->columns, limits);
-    branch.gelu_limits = limits;
+    float most = of_inputs.kind != KIND_INT       ? 1.0F
+                 : of_inputs.hi > -of_inputs.lo ? of_inputs.hi
+                                                  : -of_inputs.lo;
+    SumLimitsOf of = {};
+    of.row_scale = branch.row_scale;
+    of.bias = branch.bias;
+    of.shift = shift;
+    of.step = of_inputs.step;
+    of.threshold = threshold_of(next, is_int ? (int32_t)next.hi : 1);
+    of.has_gelu = has_gelu;
+    of.is_sign = next.kind == KIND_SIGN;
+    of.most = (int32_t)most * (int32_t)linear->columns;
+    BITM_LAUNCH(sum_limits_kernel, linear->rows, LIMITS_THREADS, 0, 0, of, limits, n_unknown);
+    branch.sum_limits = limits;
+}
+
+static void bind_limits(const bitm_file_config *config, bitm_arena *arena, Layer *layer,
+                        uint32_t n_unknown[LIMITED_LINEARS])
+{
+    const Branch &output = layer->output.branches[0];
+    bool has_gelu = config->hidden_activation == BITM_ACTIVATION_GELU;
+    if (has_gelu || config->hidden_activation == 0)
+        bind_sum_limits(arena, &layer->intermediate, has_gelu, output.quantizer, output.shift,
+                        &n_unknown[0]);
+    bind_sum_limits(arena, &layer->query, false, layer->quantize_query, NULL, &n_unknown[1]);
+    bind_sum_limits(arena, &layer->key, false, layer->quantize_key, NULL, &n_unknown[2]);
+    bind_sum_limits(arena, &layer->value, false, layer->quantize_value, NULL, &n_unknown[3]);
+}
+
+/* Leaves out limits that do not tell all codes of a linear. */
+static bitm_status forget_unknown_limits(bitm_device_model *model, bitm_error *err)
+{
+    for (uint32_t n = 0; n < model->network.config->n_layers; n++) {
+        Layer &layer = model->layers[n];
+        Linear *const linears[LIMITED_LINEARS] = {&layer.intermediate, &layer.query, &layer.key,
+                                                  &layer.value};
+        uint32_t n_unknown[LIMITED_LINEARS];
+        BITM_CUDA_TRY(cudaMemcpy(n_unknown, model->unknown_limits + n * LIMITED_LINEARS,
+                                 sizeof n_unknown, cudaMemcpyDeviceToHost),
+                      "comparing sums in advance", err);
+        for (int i = 0; i < LIMITED_LINEARS; i++)
+            if (n_unknown[i] > 0) linears[i]->branches[0].sum_limits = NULL;
+    }
+    return BITM_OK;
 }
 
 static NormWeights norm_of(const bitm_device_model *model, const bitm_norm &norm)
@@ -158,7 +206,7 @@ static NormWeights norm_of(const bitm_device_model *model, const bitm_norm &norm
 }
 
 static void bind_layer(bitm_device_model *model, const bitm_layer &host, bitm_arena *arena,
-                       Layer *layer)
+                       Layer *layer, uint32_t n_unknown[LIMITED_LINEARS])
 {
     bind_linear(model, host.query, arena, &layer->query);
     bind_linear(model, host.key, arena, &layer->key);
@@ -171,21 +219,27 @@ static void bind_layer(bitm_device_model *model, const bitm_layer &host, bitm_ar
     bind_linear(model, host.attention_output, arena, &layer->attention_output);
     bind_linear(model, host.intermediate, arena, &layer->intermediate);
     bind_linear(model, host.output, arena, &layer->output);
-    if (model->network.config->hidden_activation == BITM_ACTIVATION_GELU)
-        bind_gelu_limits(arena, &layer->output);
     layer->quantize_query = quantizer_of(host.quantize_query);
     layer->quantize_key = quantizer_of(host.quantize_key);
     layer->quantize_value = quantizer_of(host.quantize_value);
     layer->quantize_probabilities = quantizer_of(host.quantize_probabilities);
     layer->attention_norm = norm_of(model, host.attention_norm);
     layer->output_norm = norm_of(model, host.output_norm);
+    bind_limits(model->network.config, arena, layer, n_unknown);
 }
 
 static void bind(bitm_device_model *model, bitm_arena *arena)
 {
     const bitm_network &network = model->network;
-    for (uint32_t n = 0; n < network.config->n_layers; n++)
-        bind_layer(model, network.layers[n], arena, &model->layers[n]);
+    uint32_t n_layers = network.config->n_layers;
+    model->unknown_limits = (uint32_t *)bitm_arena_take(arena, (size_t)n_layers * LIMITED_LINEARS,
+                                                        sizeof(uint32_t));
+    if (model->unknown_limits != NULL) /* upload asks for the last error */
+        (void)cudaMemsetAsync(model->unknown_limits, 0,
+                              (size_t)n_layers * LIMITED_LINEARS * sizeof(uint32_t));
+    for (uint32_t n = 0; n < n_layers; n++)
+        bind_layer(model, network.layers[n], arena, &model->layers[n],
+                   model->unknown_limits + n * LIMITED_LINEARS);
     bind_linear(model, network.pooler, arena, &model->pooler);
     bind_linear(model, network.mlm_transform, arena, &model->mlm_transform);
     bind_linear(model, network.mlm_decoder, arena, &model->mlm_decoder);
@@ -224,7 +278,7 @@ static bitm_status upload(bitm_device_model *model, bitm_error *err)
     bind(model, &placing);
     BITM_CUDA_TRY(cudaGetLastError(), "packing the model's bits", err);
     BITM_CUDA_TRY(cudaDeviceSynchronize(), "packing the model's bits", err);
-    return BITM_OK;
+    return forget_unknown_limits(model, err);
 }
 
 /* Whether the code that this device runs has the products of Hopper: the device tells. */
@@ -288,6 +342,7 @@ static bitm_status ask_device(bitm_device_model *model, bitm_error *err)
                   err);
     model->shared_bytes = properties.sharedMemPerBlockOptin > 0 ? properties.sharedMemPerBlockOptin
                                                                 : properties.sharedMemPerBlock;
+    model->n_multiprocessors = (uint32_t)properties.multiProcessorCount;
     int code = 0;
     bitm_status status = find_wgmma(&model->has_wgmma, err);
     if (status == BITM_OK) status = find_code(&code, err);

@@ -1,6 +1,7 @@
 /* Linears. */
 #include "forward.cuh"
 #include "gemm.cuh"
+#include "gemm_bits_wgmma.cuh"
 #include "gemm_float.cuh"
 #include "gemm_wgmma.cuh"
 #include "gemm_wgmma_bytes.cuh"
@@ -163,7 +164,7 @@ static void launch_with_epilogue(const Work &w, const Product &p, bool bytes,
 }
 
 static void run_product(const Work &w, const Branch *branch, const Inputs &inputs, uint32_t columns,
-                        const Epilogue &epilogue, const Encoding *encoding)
+                        const Epilogue &epilogue)
 {
     uint32_t rows = branch->weight.rows;
     if (inputs.form == BITM_INPUT_FLOAT) {
@@ -174,7 +175,7 @@ static void run_product(const Work &w, const Branch *branch, const Inputs &input
     }
     Product p = product_of(w, branch, inputs, columns);
     p.epilogue = epilogue;
-    launch_with_epilogue(w, p, are_bytes(inputs.form), encoding);
+    launch_with_epilogue(w, p, are_bytes(inputs.form), NULL);
 }
 
 Epilogue epilogue_of(const Branch *branch, const Inputs &inputs, uint32_t activation,
@@ -202,7 +203,7 @@ void run_linear(const Work &w, const Linear &linear, const float *x, uint32_t ac
         bool last = i + 1 == linear.n_branches;
         Epilogue e = epilogue_of(branch, *inputs, last ? activation : 0, outputs);
         e.accumulate = i > 0;
-        run_product(w, branch, *inputs, linear.columns, e, NULL);
+        run_product(w, branch, *inputs, linear.columns, e);
     }
 }
 
@@ -277,32 +278,53 @@ bool can_write_planes(const Work &w, const Linear &linear, uint32_t activation)
            pieces_of_bits(linear.rows) * PIECE_BITS == linear.rows;
 }
 
+/* Products of the same sizes whose results become planes: by comparing sums, where their limits are
+ * known and operands fit; false otherwise. */
+static bool compare_sums(const Work &w, const Branch *const branches[], const Product products[],
+                         const Encoding encodings[], uint32_t n)
+{
+    enum { BLOCKS_OF_MULTIPROCESSOR = 2, MOST_PIECES = 8 };
+    const Product &p = products[0];
+    BitsProducts all = {};
+    all.n_blocks = p.n_outputs / WGMMA_OUTPUTS;
+    for (uint32_t i = 0; i < n; i++) {
+        if (branches[i]->sum_limits == NULL || products[i].n_terms != p.n_terms ||
+            products[i].n_outputs != p.n_outputs)
+            return false;
+        all.of[i] = BitsProduct{products[i], encodings[i], branches[i]->sum_limits};
+        if (branches[i]->n_planes > all.n_weight_planes)
+            all.n_weight_planes = branches[i]->n_planes;
+    }
+    uint32_t shared = bits_shared_bytes(p.n_input_pieces, all.n_weight_planes);
+    if (p.n_input_pieces > MOST_PIECES || shared > w.session->model->shared_bytes) return false;
+    uint32_t n_tiles = ceil_div(p.n_tokens, WGMMA_TOKENS), n_blocks = all.n_blocks * n;
+    uint32_t parts = w.session->model->n_multiprocessors * BLOCKS_OF_MULTIPROCESSOR / n_blocks;
+    uint32_t rounds = ceil_div(n_tiles, parts > 0 ? parts : 1);
+    dim3 grid(n_blocks, ceil_div(n_tiles, rounds));
+    if (p.n_input_pieces == 2)
+        launch_early(w, gemm_bits_kernel<2>, grid, WGMMA_THREADS, shared, 1, all);
+    else if (p.n_input_pieces == 4)
+        launch_early(w, gemm_bits_kernel<4>, grid, WGMMA_THREADS, shared, 1, all);
+    else if (p.n_input_pieces == 6)
+        launch_early(w, gemm_bits_kernel<6>, grid, WGMMA_THREADS, shared, 1, all);
+    else
+        launch_early(w, gemm_bits_kernel<8>, grid, WGMMA_THREADS, shared, 1, all);
+    return true;
+}
+
 void run_three_to_planes(const Work &w, const Linear *const linears[3], const float *x,
                          const Encoding encodings[3], Inputs inputs[3])
 {
-    ThreeProducts all;
-    bool are_alike = true;
+    const Branch *branches[3];
+    Product products[3];
     for (int i = 0; i < 3; i++) {
-        const Branch *branch = &linears[i]->branches[0];
-        Product p = product_of_operand(w, *linears[i], x, inputs, i);
-        p.epilogue = epilogue_of(branch, inputs[i], 0, NULL);
-        all.products[i] = p;
-        all.encodings[i] = encodings[i];
-        are_alike = are_alike && p.n_terms == all.products[0].n_terms;
+        branches[i] = &linears[i]->branches[0];
+        products[i] = product_of_operand(w, *linears[i], x, inputs, i);
+        products[i].epilogue = epilogue_of(branches[i], inputs[i], 0, NULL);
     }
-    const Product &p = all.products[0];
-    dim3 grid(ceil_div(p.n_outputs, WGMMA_OUTPUTS), ceil_div(p.n_tokens, WGMMA_TOKENS), 3);
-    uint32_t pieces = wgmma_pieces(p.n_input_pieces);
-    uint32_t shared = wgmma_shared_bytes(pieces, p.n_input_pieces / pieces * p.n_terms);
-    if (!are_alike)
-        for (int i = 0; i < 3; i++)
-            launch_bits_product<EPILOGUE_BITS>(w, all.products[i], encodings[i]);
-    else if (pieces == 6)
-        launch_early(w, gemm_wgmma_three_kernel<6>, grid, WGMMA_THREADS, shared, 1, all);
-    else if (pieces == 4)
-        launch_early(w, gemm_wgmma_three_kernel<4>, grid, WGMMA_THREADS, shared, 1, all);
-    else
-        launch_early(w, gemm_wgmma_three_kernel<2>, grid, WGMMA_THREADS, shared, 1, all);
+    if (compare_sums(w, branches, products, encodings, 3)) return;
+    for (int i = 0; i < 3; i++)
+        launch_bits_product<EPILOGUE_BITS>(w, products[i], encodings[i]);
 }
 
 bool can_write_bits(const Work &w, const Linear &linear, uint32_t activation, const Linear &next)
@@ -318,8 +340,10 @@ void run_linear_to_bits(const Work &w, const Linear &linear, const float *x, uin
     Encoding encoding;
     make_inputs(w, branch, x, linear.columns, inputs);
     plan_in_parts(w, next, next_inputs, &encoding);
-    Epilogue e = epilogue_of(branch, *inputs, activation, NULL);
-    run_product(w, branch, *inputs, linear.columns, e, &encoding);
+    Product p = product_of(w, branch, *inputs, linear.columns);
+    p.epilogue = epilogue_of(branch, *inputs, activation, NULL);
+    if (!compare_sums(w, &branch, &p, &encoding, 1))
+        launch_with_epilogue(w, p, false, &encoding);
     sum_planes(w, encoding);
 }
 
@@ -336,9 +360,10 @@ bitm_status prepare_products(const bitm_device_model *model, bitm_error *err)
     BITM_TRY_STATUS(allow_products<EPILOGUE_GELU>(model, err));
     BITM_TRY_STATUS(allow_products<EPILOGUE_ANY>(model, err));
     BITM_TRY_STATUS(allow_bits_products<EPILOGUE_BITS>(model, err));
-    BITM_TRY_STATUS(allow_shared(gemm_wgmma_three_kernel<6>, model, err));
-    BITM_TRY_STATUS(allow_shared(gemm_wgmma_three_kernel<4>, model, err));
-    BITM_TRY_STATUS(allow_shared(gemm_wgmma_three_kernel<2>, model, err));
+    BITM_TRY_STATUS(allow_shared(gemm_bits_kernel<2>, model, err));
+    BITM_TRY_STATUS(allow_shared(gemm_bits_kernel<4>, model, err));
+    BITM_TRY_STATUS(allow_shared(gemm_bits_kernel<6>, model, err));
+    BITM_TRY_STATUS(allow_shared(gemm_bits_kernel<8>, model, err));
     return allow_bits_products<EPILOGUE_GELU_BITS>(model, err);
 }
 

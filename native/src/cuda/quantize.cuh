@@ -94,12 +94,12 @@ static __device__ inline int32_t free_code(float x, float factor, float max_code
 
 enum { MAX_THRESHOLDS = 3 };
 
-/* What is known of gelu(x) of a column, x at or beyond the outer limits or within the inner ones,
- * without computing it: that it reaches the only threshold, and that it does not.  See
- * gelu_limits_kernel. */
-struct alignas(16) GeluLimits {
-    float left_outer, left_inner, right_inner, right_outer;
+/* A code is the greater of two for the sums that are at most `left` or at least `right`. */
+struct alignas(8) SumLimits {
+    int32_t left, right;
 };
+
+enum { NO_LIMIT = 1 << 30 }; /* beyond all sums, on either side of 0 */
 
 /* The inputs of one branch of a linear, to be made. */
 struct Encoding {
@@ -128,7 +128,6 @@ struct Encoding {
      * see BitsRule. */
     uint32_t n_thresholds;
     float thresholds[MAX_THRESHOLDS];
-    const GeluLimits *gelu_limits; /* [n]; NULL: none */
 };
 
 /* Planes of bits, of a form that has them. */
@@ -349,23 +348,21 @@ static __device__ inline void planes_of_two(uint32_t lower, uint32_t greater, ui
     }
 }
 
-/* Planes, from bits of the values that reach the only threshold, or that GELU's limits tell. */
-template <int RULE>
-static __device__ inline void planes_of_reached(const Encoding &e, uint32_t planes[2])
+/* Planes, from bits of the values that have the greater of two codes. */
+static __device__ inline void planes_of_greater(const Encoding &e, uint32_t planes[2])
 {
-    if (RULE == RULE_SIGNS) {
-        planes_of_two(2, 3, planes); /* -1 and 1 */
-    } else if (e.form == FORM_SIGN) {
-        planes_of_two(0, 3, planes);
-    } else {
-        uint32_t lower = (uint32_t)(int32_t)e.quantizer.lo;
+    uint32_t lower = (uint32_t)(int32_t)e.quantizer.lo;
+    if (e.form != FORM_SIGN)
         planes_of_two(lower, lower + 1, planes);
-    }
+    else if (e.quantizer.lo < 0.0F)
+        planes_of_two(2, 3, planes); /* -1 and 1 */
+    else
+        planes_of_two(0, 3, planes);
 }
 
 template <int RULE> static __device__ inline void finish_bits(const Encoding &e, uint32_t planes[2])
 {
-    if (RULE == RULE_TWO_LEVELS) planes_of_reached<RULE>(e, planes);
+    if (RULE == RULE_TWO_LEVELS) planes_of_greater(e, planes);
 }
 
 /* As bytes by the runtime's own quantizer; returns the sum of this thread's codes. */

@@ -119,11 +119,9 @@ template <int N16> static __device__ inline float centre(float eps, float value[
     return 1.0F / sqrtf(variance + eps);
 }
 
-/* The norm of a token, thread l of 16 holding the values of columns l, l + 16, ..., N16 of them,
- * and the inputs of what follows. */
+/* The norm of a token, thread l of 16 holding the values of columns l, l + 16, ..., N16 of them. */
 template <int N16>
-static __device__ inline void finish_norm(const Norm &a, const NormPlaces &places,
-                                          const Followers &followers, size_t token, uint32_t l,
+static __device__ inline void finish_norm(const Norm &a, const NormPlaces &places, uint32_t l,
                                           float value[N16])
 {
     float mean, factor = centre<N16>(a.eps, value, &mean);
@@ -134,6 +132,13 @@ static __device__ inline void finish_norm(const Norm &a, const NormPlaces &place
 #pragma unroll
     for (int i = 0; i < N16; i++) /* apart: no load waits for a store */
         places.y[l + i * LANES] = value[i];
+}
+
+/* The inputs of what follows, of a token whose values are held likewise. */
+template <int N16>
+static __device__ inline void encode_followers(const Followers &followers, size_t token, uint32_t l,
+                                               const float value[N16])
+{
 #pragma unroll 1
     for (uint32_t k = 0; k < followers.n; k++)
         encode_values<N16>(followers.encodings[k], token, l, value);
@@ -158,8 +163,8 @@ static __global__ void __launch_bounds__(TOKEN_THREADS)
         for (int i = 0; i < N16; i++)
             value[i] += residual[l + i * LANES];
     }
-    finish_norm<N16>(a, NormPlaces{a.gain, a.bias, a.y + (size_t)token * a.n}, followers, token, l,
-                     value);
+    finish_norm<N16>(a, NormPlaces{a.gain, a.bias, a.y + (size_t)token * a.n}, l, value);
+    encode_followers<N16>(followers, token, l, value);
 }
 
 struct RmsNorm {
