@@ -96,7 +96,7 @@ static __device__ inline void multiply_bits(const uint4 *inputs, const uint4 *we
     wgmma_wait<0>();
 }
 
-/* Bits of a thread's 32 outputs of two tokens, in the order of store_four_words.  LEFT: some output
+/* Bits of a thread's 32 outputs of two tokens, in the order of store_greater_bits.  LEFT: some output
  * has a limit on the left. */
 template <bool LEFT>
 static __device__ inline void compare_sums(const int32_t acc[64], int32_t multiplier,
@@ -115,6 +115,33 @@ static __device__ inline void compare_sums(const int32_t acc[64], int32_t multip
             if (is_greater) bits[k / 2] |= 1u << (i * 2 + k % 2);
         }
     }
+}
+
+/* Two tokens' bits as planes: four neighbouring threads have bits of four words of each. */
+static __device__ inline void store_greater_bits(const Encoding &e, const uint32_t tokens[2],
+                                                 uint32_t n_tokens, uint32_t output,
+                                                 const uint32_t bits[2])
+{
+    uint32_t word = threadIdx.x % 4, n_planes = n_planes_of(e), n_greater = 0;
+    uint32_t *row =
+        (uint32_t *)(e.planes + piece_place(tokens[0], output / PIECE_BITS, e.n_pieces)) + word;
+    uint32_t next = TILE_ROWS * e.n_pieces * 4; /* to the token 8 further */
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint32_t planes[2] = {transpose_pairs_4(bits[half]), 0};
+        n_greater += (uint32_t)__popc(planes[0]) << half * 16;
+        planes_of_greater(e, planes);
+        if (tokens[half] < n_tokens) {
+            row[half * next] = planes[0];
+            if (n_planes > 1) row[half * next + e.plane_stride * 4] = planes[1];
+        }
+    }
+    if (!e.counts) return;
+    n_greater += __shfl_xor_sync(ALL_THREADS, n_greater, 1);
+    n_greater += __shfl_xor_sync(ALL_THREADS, n_greater, 2);
+    uint32_t token = word == 0 ? tokens[0] : tokens[1]; /* two of the four count one each */
+    if (word < 2 && token < n_tokens)
+        count_greater(e, token, n_greater >> word * 16 & 0xFFFF, WGMMA_OUTPUTS);
 }
 
 /* The limits of sums before the ones of dense inputs are added; returns whether any is on the left. */
@@ -155,11 +182,12 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_bits_kernel(Bits
         fetch_weights(p, a.n_weight_planes, output, shared, weights);
     }
     wait_for_kernels_before(p.n_tokens);
+    if (threadIdx.x == 0) fetch_step(p, steps, 0, shared, stages);
     bool dense = p.n_nonzero != NULL && are_dense(p, steps);
     if (dense) steps.n_terms--; /* the last counts nonzero inputs */
     steps.n = ceil_div(n_tiles - steps.part, steps.n_parts) * steps.n_terms;
     if (threadIdx.x == 0)
-        for (uint32_t s = 0; s < BITS_STAGES && s < steps.n; s++)
+        for (uint32_t s = 1; s < BITS_STAGES && s < steps.n; s++)
             fetch_step(p, steps, s, shared, stages);
     int32_t of_ones = dense ? p.terms[steps.n_terms].multiplier : 0;
     int32_t multiplier = p.terms[steps.n_terms - 1].multiplier * (dense ? of_ones : 1);
@@ -200,12 +228,7 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_bits_kernel(Bits
             compare_sums<true>(acc, multiplier, code_sums, limits, bits);
         else
             compare_sums<false>(acc, multiplier, code_sums, limits, bits);
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            uint32_t planes[2] = {bits[half], 0};
-            planes_of_greater(of.encoding, planes);
-            store_four_words(of.encoding, tokens[half], tokens[half] < p.n_tokens, output, planes);
-        }
+        store_greater_bits(of.encoding, tokens, p.n_tokens, output, bits);
     }
 #else
     (void)a;

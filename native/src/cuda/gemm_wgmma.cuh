@@ -220,27 +220,8 @@ static __device__ inline void find_output_bits(const Encoding &e, const OutputFa
         finish_bits<RULE>(e, planes[half]);
 }
 
-/* Of a token and a block's outputs, four neighbouring threads have bits of four words each;
- * transposed, each stores a word. */
-static __device__ inline void store_four_words(const Encoding &e, uint32_t token, bool is_token,
-                                               uint32_t output, const uint32_t planes[2])
-{
-    uint32_t word = threadIdx.x % 4;
-    int32_t n_bits[2] = {0, 0};
-    uint32_t *row = (uint32_t *)(e.planes + piece_place(token, output / PIECE_BITS, e.n_pieces));
-#pragma unroll
-    for (uint32_t plane = 0; plane < 2; plane++) {
-        if (plane >= n_planes_of(e)) continue;
-        uint32_t bits = transpose_pairs_4(planes[plane]);
-        if (is_token) row[plane * e.plane_stride * 4 + word] = bits;
-        n_bits[plane] = __popc(bits);
-        n_bits[plane] += __shfl_xor_sync(ALL_THREADS, n_bits[plane], 1);
-        n_bits[plane] += __shfl_xor_sync(ALL_THREADS, n_bits[plane], 2);
-    }
-    if (e.counts && word == 0 && is_token) count_bits(e, token, n_bits[0], n_bits[1]);
-}
-
-/* The epilogue of kinds that write bits. */
+/* The epilogue of kinds that write bits: four neighbouring threads have those of four words of a
+ * token; transposed, each has a word. */
 template <int KIND, int RULE>
 static __device__ inline void store_product_bits(const Product &p, const Encoding &e,
                                                  const OutputFacts &facts, const RowFacts &rows,
@@ -249,9 +230,24 @@ static __device__ inline void store_product_bits(const Product &p, const Encodin
 {
     uint32_t planes[2][2] = {};
     find_output_bits<KIND, RULE>(e, facts, rows, results, planes);
+    uint32_t word = threadIdx.x % 4;
 #pragma unroll
-    for (int half = 0; half < 2; half++)
-        store_four_words(e, tokens[half], tokens[half] < p.n_tokens, output, planes[half]);
+    for (int half = 0; half < 2; half++) {
+        int32_t n_bits[2] = {0, 0};
+        bool is_token = tokens[half] < p.n_tokens;
+        uint32_t *row =
+            (uint32_t *)(e.planes + piece_place(tokens[half], output / PIECE_BITS, e.n_pieces));
+#pragma unroll
+        for (uint32_t plane = 0; plane < 2; plane++) {
+            if (plane >= n_planes_of(e)) continue;
+            uint32_t bits = transpose_pairs_4(planes[half][plane]);
+            if (is_token) row[plane * e.plane_stride * 4 + word] = bits;
+            n_bits[plane] = __popc(bits);
+            n_bits[plane] += __shfl_xor_sync(ALL_THREADS, n_bits[plane], 1);
+            n_bits[plane] += __shfl_xor_sync(ALL_THREADS, n_bits[plane], 2);
+        }
+        if (e.counts && word == 0 && is_token) count_bits(e, tokens[half], n_bits[0], n_bits[1]);
+    }
 }
 
 /* A block of a product.  Memory holds whole blocks of tokens and outputs; what lies in those past

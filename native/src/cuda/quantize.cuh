@@ -337,27 +337,24 @@ static __device__ inline void add_bits(const Encoding &e, float z, uint32_t i, u
     if (RULE == RULE_SIGNS && fabsf(z) > 0.0F) planes[1] |= 1u << i; /* no NaN */
 }
 
-/* The planes of codes that are the lower or the greater of two, from the bits of the greater. */
-static __device__ inline void planes_of_two(uint32_t lower, uint32_t greater, uint32_t planes[2])
+/* The lower and the greater of two codes, as bits of planes. */
+static __device__ inline uint2 codes_of_two(const Encoding &e)
 {
-    uint32_t bits = planes[0];
-#pragma unroll
-    for (uint32_t p = 0; p < 2; p++) {
-        uint32_t of_greater = 0u - (greater >> p & 1), of_lower = 0u - (lower >> p & 1);
-        planes[p] = (bits & of_greater) | (~bits & of_lower);
-    }
+    uint32_t lower = (uint32_t)(int32_t)e.quantizer.lo;
+    if (e.form != FORM_SIGN) return make_uint2(lower, lower + 1);
+    return make_uint2(e.quantizer.lo < 0.0F ? 2 : 0, 3); /* positive and nonzero */
 }
 
 /* Planes, from bits of the values that have the greater of two codes. */
 static __device__ inline void planes_of_greater(const Encoding &e, uint32_t planes[2])
 {
-    uint32_t lower = (uint32_t)(int32_t)e.quantizer.lo;
-    if (e.form != FORM_SIGN)
-        planes_of_two(lower, lower + 1, planes);
-    else if (e.quantizer.lo < 0.0F)
-        planes_of_two(2, 3, planes); /* -1 and 1 */
-    else
-        planes_of_two(0, 3, planes);
+    uint32_t bits = planes[0];
+    const uint2 codes = codes_of_two(e);
+#pragma unroll
+    for (uint32_t p = 0; p < 2; p++) {
+        uint32_t of_greater = 0u - (codes.y >> p & 1), of_lower = 0u - (codes.x >> p & 1);
+        planes[p] = (bits & of_greater) | (~bits & of_lower);
+    }
 }
 
 template <int RULE> static __device__ inline void finish_bits(const Encoding &e, uint32_t planes[2])
@@ -499,6 +496,18 @@ static __device__ inline void count_bits(const Encoding &e, size_t token, int32_
 {
     atomicAdd(e.code_sum + token, sum_of_planes(e, first, second));
     if (e.form == FORM_SIGN) atomicAdd(e.n_nonzero + token, (uint32_t)second);
+}
+
+/* The same of n values, of which so many have the greater of two codes. */
+static __device__ inline void count_greater(const Encoding &e, size_t token, uint32_t n_greater,
+                                            uint32_t n)
+{
+    uint32_t counts[2] = {0, 0};
+    const uint2 codes = codes_of_two(e);
+#pragma unroll
+    for (uint32_t p = 0; p < 2; p++)
+        counts[p] = (codes.y >> p & 1) * n_greater + (codes.x >> p & 1) * (n - n_greater);
+    count_bits(e, token, (int32_t)counts[0], (int32_t)counts[1]);
 }
 
 /* What encode_kernel knows of a token besides its planes, from planes that other kernels have
