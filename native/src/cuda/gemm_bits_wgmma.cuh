@@ -2,8 +2,9 @@
  * is compared with the limits of its output (sum_limits.cuh).
  *
  * Blocks stay: each has 128 outputs, whose weights lie in shared memory, and takes one 128 tokens
- * after another, which bulk copies bring while those before are multiplied.  A kernel computes up
- * to three linears of the same sizes. */
+ * after another, which bulk copies bring while those before are multiplied.  Weights are in an order
+ * in which a thread has sums of 32 neighbouring outputs, a whole word of a token's bits.  A kernel
+ * computes up to three linears of the same sizes. */
 #ifndef BITM_CUDA_GEMM_BITS_WGMMA_CUH
 #define BITM_CUDA_GEMM_BITS_WGMMA_CUH
 
@@ -25,10 +26,10 @@ struct BitsProducts {
     uint32_t n_weight_planes; /* of the terms */
 };
 
-/* What a block's results are compared with, and the barriers of its copies. */
+/* What a block's sums are compared with, in the order of weights, and the barriers of its copies. */
 struct BitsShared {
     SumLimits limits[WGMMA_OUTPUTS];
-    uint64_t weights, inputs[BITS_STAGES];
+    uint64_t barriers[BITS_STAGES + 1]; /* an even number of them */
 };
 
 /* It is followed by the weights, by planes, and a plane of the inputs of 128 tokens a stage. */
@@ -41,6 +42,31 @@ static __host__ __device__ inline uint32_t bits_shared_bytes(uint32_t n_pieces,
 
 #if BITM_HAS_WGMMA
 
+/* The place of an output's weights: of four neighbouring threads, each has sums of two neighbours in
+ * every eight of them, and is to have those of a word. */
+static __device__ inline uint32_t place_of_output(uint32_t output)
+{
+    return output % 32 / 2 * 8 + output / 32 * 2 + output % 2;
+}
+
+/* Starts to copy weights [n_planes][128 outputs], in that order. */
+template <int PIECES>
+static __device__ inline void fetch_weights(const Product &p, uint32_t n_planes, uint32_t output,
+                                            uint4 *weights)
+{
+    for (uint32_t plane = 0; plane < n_planes; plane++) {
+        const uint4 *from = p.weights + plane * p.weight_stride + piece_place(output, 0, PIECES);
+        for (uint32_t i = threadIdx.x; i < WGMMA_OUTPUTS * PIECES; i += WGMMA_THREADS) {
+            uint32_t o = i / (TILE_ROWS * PIECES) * TILE_ROWS + i % TILE_ROWS;
+            uint32_t piece = i / TILE_ROWS % PIECES;
+            copy_async(weights + plane * WGMMA_OUTPUTS * PIECES +
+                           piece_place(place_of_output(o), piece, PIECES),
+                       from + i);
+        }
+    }
+    copy_commit();
+}
+
 /* A block's way through its tokens: part, part + n_parts, ... of their blocks, and n_terms steps
  * for each. */
 struct BitsSteps {
@@ -48,100 +74,29 @@ struct BitsSteps {
 };
 
 /* Starts to copy the inputs of a step; one thread does it. */
+template <int PIECES>
 static __device__ inline void fetch_step(const Product &p, const BitsSteps &steps, uint32_t number,
-                                         BitsShared *shared, uint4 *stages)
+                                         uint64_t *barriers, uint4 *stages)
 {
     uint32_t token = (steps.part + number / steps.n_terms * steps.n_parts) * WGMMA_TOKENS;
     uint32_t left = p.n_tokens - token, stage = number % BITS_STAGES;
-    uint32_t n_bytes = (left < WGMMA_TOKENS ? left : WGMMA_TOKENS) * p.n_input_pieces * PIECE_BYTES;
-    const uint4 *from = p.inputs + p.terms[number % steps.n_terms].input_plane * p.input_stride +
-                        piece_place(token, 0, p.n_input_pieces);
-    expect_bytes(&shared->inputs[stage], n_bytes);
-    copy_bulk(stages + stage * WGMMA_TOKENS * p.n_input_pieces, from, n_bytes,
-              &shared->inputs[stage]);
-}
-
-static __device__ inline void fetch_weights(const Product &p, uint32_t n_planes, uint32_t output,
-                                            BitsShared *shared, uint4 *weights)
-{
-    uint32_t n = WGMMA_OUTPUTS * p.n_weight_pieces;
-    expect_bytes(&shared->weights, n_planes * n * PIECE_BYTES);
-    for (uint32_t plane = 0; plane < n_planes; plane++)
-        copy_bulk(weights + plane * n,
-                  p.weights + plane * p.weight_stride + piece_place(output, 0, p.n_weight_pieces),
-                  n * PIECE_BYTES, &shared->weights);
+    uint32_t n_bytes = (left < WGMMA_TOKENS ? left : WGMMA_TOKENS) * PIECES * PIECE_BYTES;
+    expect_bytes(&barriers[stage], n_bytes);
+    copy_bulk(stages + stage * WGMMA_TOKENS * PIECES,
+              p.inputs + p.terms[number % steps.n_terms].input_plane * p.input_stride +
+                  piece_place(token, 0, PIECES),
+              n_bytes, &barriers[stage]);
 }
 
 /* Whether no input of a block's tokens is 0: as in gemm_wgmma_kernel, the last term is known then. */
 static __device__ inline bool are_dense(const Product &p, const BitsSteps &steps)
 {
     bool full = true;
+#pragma unroll 4
     for (uint32_t token = steps.part * WGMMA_TOKENS + threadIdx.x % WGMMA_TOKENS;
          token < p.n_tokens; token += steps.n_parts * WGMMA_TOKENS)
-        full = full && p.n_nonzero[token] == p.n_columns;
+        full &= p.n_nonzero[token] == p.n_columns;
     return __syncthreads_and(full) != 0;
-}
-
-/* acc += a AND b over all columns of 64 tokens and 128 outputs. */
-template <int PIECES>
-static __device__ inline void multiply_bits(const uint4 *inputs, const uint4 *weights,
-                                            int32_t acc[64])
-{
-    wgmma_fence();
-#pragma unroll
-    for (int piece = 0; piece < PIECES; piece += 2)
-        wgmma_bits(acc, tile_descriptor(inputs + piece * TILE_ROWS, PIECES),
-                   tile_descriptor(weights + piece * TILE_ROWS, PIECES));
-    wgmma_commit();
-    wgmma_wait<0>();
-}
-
-/* Bits of a thread's 32 outputs of two tokens, in the order of store_greater_bits.  LEFT: some output
- * has a limit on the left. */
-template <bool LEFT>
-static __device__ inline void compare_sums(const int32_t acc[64], int32_t multiplier,
-                                           const int32_t code_sums[2], const SumLimits *limits,
-                                           uint32_t bits[2])
-{
-    bits[0] = bits[1] = 0;
-#pragma unroll
-    for (int i = 0; i < 16; i++) {
-        int4 two = *(const int4 *)(limits + i * 8);
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            int32_t sum = acc[i * 4 + k] * multiplier - code_sums[k / 2];
-            bool is_greater = sum >= (k % 2 == 0 ? two.y : two.w);
-            if (LEFT) is_greater |= sum <= (k % 2 == 0 ? two.x : two.z);
-            if (is_greater) bits[k / 2] |= 1u << (i * 2 + k % 2);
-        }
-    }
-}
-
-/* Two tokens' bits as planes: four neighbouring threads have bits of four words of each. */
-static __device__ inline void store_greater_bits(const Encoding &e, const uint32_t tokens[2],
-                                                 uint32_t n_tokens, uint32_t output,
-                                                 const uint32_t bits[2])
-{
-    uint32_t word = threadIdx.x % 4, n_planes = n_planes_of(e), n_greater = 0;
-    uint32_t *row =
-        (uint32_t *)(e.planes + piece_place(tokens[0], output / PIECE_BITS, e.n_pieces)) + word;
-    uint32_t next = TILE_ROWS * e.n_pieces * 4; /* to the token 8 further */
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        uint32_t planes[2] = {transpose_pairs_4(bits[half]), 0};
-        n_greater += (uint32_t)__popc(planes[0]) << half * 16;
-        planes_of_greater(e, planes);
-        if (tokens[half] < n_tokens) {
-            row[half * next] = planes[0];
-            if (n_planes > 1) row[half * next + e.plane_stride * 4] = planes[1];
-        }
-    }
-    if (!e.counts) return;
-    n_greater += __shfl_xor_sync(ALL_THREADS, n_greater, 1);
-    n_greater += __shfl_xor_sync(ALL_THREADS, n_greater, 2);
-    uint32_t token = word == 0 ? tokens[0] : tokens[1]; /* two of the four count one each */
-    if (word < 2 && token < n_tokens)
-        count_greater(e, token, n_greater >> word * 16 & 0xFFFF, WGMMA_OUTPUTS);
 }
 
 /* The limits of sums before the ones of dense inputs are added; returns whether any is on the left. */
@@ -153,10 +108,87 @@ static __device__ inline bool place_limits(const BitsProduct &of, uint32_t outpu
         uint32_t o = output + threadIdx.x;
         int32_t ones = of_ones != 0 ? (int32_t)of.product.row_ones[o] * of_ones : 0;
         SumLimits l = of.limits[o];
-        limits[threadIdx.x] = SumLimits{l.left - ones, l.right - ones};
+        limits[place_of_output(threadIdx.x)] = SumLimits{l.left - ones, l.right - ones};
         has_left = l.left > -NO_LIMIT;
     }
     return __syncthreads_or(has_left) != 0;
+}
+
+/* acc = or += a AND b over all columns of 64 tokens and 128 outputs, by descriptors. */
+template <int PIECES>
+static __device__ inline void multiply_bits(uint64_t inputs, uint64_t weights, bool is_first,
+                                            int32_t acc[64])
+{
+    wgmma_fence();
+    wgmma_bits_onto(!is_first, acc, inputs, weights);
+#pragma unroll
+    for (int piece = 2; piece < PIECES; piece += 2)
+        wgmma_bits(acc, inputs + piece * TILE_ROWS, weights + piece * TILE_ROWS);
+    wgmma_commit();
+    wgmma_wait<0>();
+}
+
+/* Words of a thread's 32 outputs of two tokens.  LEFT: some output has a limit on the left. */
+template <bool LEFT>
+static __device__ inline void compare_sums(const int32_t acc[64], int32_t multiplier,
+                                           const int32_t code_sums[2], const SumLimits *limits,
+                                           uint32_t words[2])
+{
+    words[0] = words[1] = 0;
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+        int4 two = *(const int4 *)(limits + i * 8);
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            int32_t sum = acc[i * 4 + k] * multiplier - code_sums[k / 2];
+            bool is_greater = sum >= (k % 2 == 0 ? two.y : two.w);
+            if (LEFT) is_greater |= sum <= (k % 2 == 0 ? two.x : two.z);
+            if (is_greater) words[k / 2] |= 1u << (i * 2 + k % 2);
+        }
+    }
+}
+
+/* Where a thread's words go, and what they become: masks of the two codes, by planes. */
+struct BitsTarget {
+    uint32_t *first; /* of token 0 */
+    size_t plane_words;
+    uint32_t n_planes, n_pieces, of_lower[2], of_greater[2];
+};
+
+static __device__ inline BitsTarget target_of(const Encoding &e, uint32_t output)
+{
+    BitsTarget t;
+    t.first = (uint32_t *)(e.planes + piece_place(0, output / PIECE_BITS, e.n_pieces)) +
+              threadIdx.x % 4;
+    t.plane_words = e.plane_stride * 4;
+    t.n_planes = n_planes_of(e);
+    t.n_pieces = e.n_pieces;
+    const uint2 codes = codes_of_two(e);
+#pragma unroll
+    for (int plane = 0; plane < 2; plane++) {
+        t.of_lower[plane] = 0u - (codes.x >> plane & 1);
+        t.of_greater[plane] = 0u - (codes.y >> plane & 1);
+    }
+    return t;
+}
+
+static __device__ inline void store_words(const BitsTarget &t, uint32_t token, uint32_t word)
+{
+    uint32_t *to = t.first + piece_place(token, 0, t.n_pieces) * 4;
+    to[0] = (word & t.of_greater[0]) | (~word & t.of_lower[0]);
+    if (t.n_planes > 1) to[t.plane_words] = (word & t.of_greater[1]) | (~word & t.of_lower[1]);
+}
+
+/* Four neighbouring threads count their words of two tokens. */
+static __device__ inline void count_words(const Encoding &e, const uint32_t tokens[2],
+                                          uint32_t n_tokens, const uint32_t words[2])
+{
+    uint32_t counts = (uint32_t)__popc(words[0]) | (uint32_t)__popc(words[1]) << 16;
+    counts += __shfl_xor_sync(ALL_THREADS, counts, 1);
+    counts += __shfl_xor_sync(ALL_THREADS, counts, 2);
+    uint32_t half = threadIdx.x % 4, token = half == 0 ? tokens[0] : tokens[1];
+    if (half < 2 && token < n_tokens)
+        count_greater(e, token, counts >> half * 16 & 0xFFFF, WGMMA_OUTPUTS);
 }
 
 #endif
@@ -169,44 +201,46 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_bits_kernel(Bits
     BITM_DYNAMIC_SHARED(memory);
     const BitsProduct &of = a.of[blockIdx.x / a.n_blocks];
     const Product &p = of.product;
+    const Encoding &encoding = of.encoding;
     uint32_t output = blockIdx.x % a.n_blocks * WGMMA_OUTPUTS;
     BitsShared *shared = (BitsShared *)memory;
+    uint64_t *barriers = shared->barriers;
     uint4 *weights = (uint4 *)(shared + 1);
     uint4 *stages = weights + WGMMA_OUTPUTS * PIECES * a.n_weight_planes;
-    uint32_t n_tiles = ceil_div(p.n_tokens, WGMMA_TOKENS);
-    BitsSteps steps = {blockIdx.y, gridDim.y, p.n_terms, 0};
-    if (threadIdx.x == 0) {
-        init_barrier(&shared->weights);
+    if (threadIdx.x == 0)
         for (int stage = 0; stage < BITS_STAGES; stage++)
-            init_barrier(&shared->inputs[stage]);
-        fetch_weights(p, a.n_weight_planes, output, shared, weights);
-    }
+            init_barrier(&barriers[stage]);
+    fetch_weights<PIECES>(p, a.n_weight_planes, output, weights);
+    BitsTarget target = target_of(encoding, output);
+
     wait_for_kernels_before(p.n_tokens);
-    if (threadIdx.x == 0) fetch_step(p, steps, 0, shared, stages);
+    BitsSteps steps = {blockIdx.y, gridDim.y, p.n_terms, 0};
+    if (threadIdx.x == 0) fetch_step<PIECES>(p, steps, 0, barriers, stages);
     bool dense = p.n_nonzero != NULL && are_dense(p, steps);
     if (dense) steps.n_terms--; /* the last counts nonzero inputs */
+    uint32_t n_tiles = ceil_div(p.n_tokens, WGMMA_TOKENS);
     steps.n = ceil_div(n_tiles - steps.part, steps.n_parts) * steps.n_terms;
     if (threadIdx.x == 0)
         for (uint32_t s = 1; s < BITS_STAGES && s < steps.n; s++)
-            fetch_step(p, steps, s, shared, stages);
+            fetch_step<PIECES>(p, steps, s, barriers, stages);
     int32_t of_ones = dense ? p.terms[steps.n_terms].multiplier : 0;
     int32_t multiplier = p.terms[steps.n_terms - 1].multiplier * (dense ? of_ones : 1);
+    copy_wait<0>();
     bool has_left = place_limits(of, output, of_ones, shared->limits);
     const SumLimits *limits = shared->limits + threadIdx.x % 4 * 2;
-    wait_for_phase(&shared->weights, 0);
+    const int32_t *code_sum = p.subtract_code_sum ? p.epilogue.tokens.code_sum : NULL;
+    uint64_t weight_tiles = tile_descriptor(weights, PIECES);
+    uint64_t input_tiles = tile_descriptor(stages + threadIdx.x / 128 * 64 * PIECES, PIECES);
+    uint32_t row = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
 
-    uint32_t s = 0;
+    uint32_t s = 0, stage = 0, phase = 0;
     for (uint32_t tile = steps.part; tile < n_tiles; tile += steps.n_parts) {
-        uint32_t row = tile * WGMMA_TOKENS + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
-        const uint32_t tokens[2] = {row, row + 8};
+        const uint32_t tokens[2] = {tile * WGMMA_TOKENS + row, tile * WGMMA_TOKENS + row + 8};
         int32_t code_sums[2] = {0, 0}, acc[64];
 #pragma unroll
         for (int half = 0; half < 2; half++)
-            if (p.subtract_code_sum && tokens[half] < p.n_tokens)
-                code_sums[half] = p.epilogue.tokens.code_sum[tokens[half]];
-#pragma unroll
-        for (int i = 0; i < 64; i++)
-            acc[i] = 0;
+            if (code_sum != NULL && tokens[half] < p.n_tokens)
+                code_sums[half] = code_sum[tokens[half]];
         for (uint32_t term = 0; term < steps.n_terms; term++, s++) {
             if (term > 0) {
                 int32_t before = p.terms[term - 1].multiplier;
@@ -214,21 +248,24 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_bits_kernel(Bits
                 for (int i = 0; i < 64; i++)
                     acc[i] *= before;
             }
-            uint32_t stage = s % BITS_STAGES;
-            wait_for_phase(&shared->inputs[stage], s / BITS_STAGES % 2);
+            wait_for_phase(&barriers[stage], phase);
             multiply_bits<PIECES>(
-                stages + (stage * WGMMA_TOKENS + threadIdx.x / 128 * 64) * PIECES,
-                weights + p.terms[term].weight_plane * WGMMA_OUTPUTS * PIECES, acc);
+                input_tiles + stage * WGMMA_TOKENS * PIECES,
+                weight_tiles + p.terms[term].weight_plane * WGMMA_OUTPUTS * PIECES, term == 0, acc);
             __syncthreads(); /* the stage is done with */
             if (threadIdx.x == 0 && s + BITS_STAGES < steps.n)
-                fetch_step(p, steps, s + BITS_STAGES, shared, stages);
+                fetch_step<PIECES>(p, steps, s + BITS_STAGES, barriers, stages);
+            if (++stage == BITS_STAGES) stage = 0, phase ^= 1;
         }
-        uint32_t bits[2];
+        uint32_t words[2];
         if (has_left)
-            compare_sums<true>(acc, multiplier, code_sums, limits, bits);
+            compare_sums<true>(acc, multiplier, code_sums, limits, words);
         else
-            compare_sums<false>(acc, multiplier, code_sums, limits, bits);
-        store_greater_bits(of.encoding, tokens, p.n_tokens, output, bits);
+            compare_sums<false>(acc, multiplier, code_sums, limits, words);
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            if (tokens[half] < p.n_tokens) store_words(target, tokens[half], words[half]);
+        if (encoding.counts) count_words(encoding, tokens, p.n_tokens, words);
     }
 #else
     (void)a;

@@ -100,6 +100,17 @@ static __device__ inline void wgmma_bits(int32_t d[64], uint64_t a, uint64_t b)
     BITM_WGMMA_BITS("128", BITM_PLACES64, "%64, %65", BITM_D64);
 }
 
+/* The same, or d = a AND b where d is not wanted. */
+static __device__ inline void wgmma_bits_onto(bool wanted, int32_t d[64], uint64_t a, uint64_t b)
+{
+    asm volatile("{.reg .pred wanted;\n"
+                 "setp.ne.b32 wanted, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k256.s32.b1.b1.and.popc {" BITM_PLACES64
+                 "}, %64, %65, wanted;}"
+                 : BITM_D64
+                 : "l"(a), "l"(b), "r"((uint32_t)wanted));
+}
+
 /* d [64 tokens, 64 outputs] += a AND b over 256 columns. */
 static __device__ inline void wgmma_bits_64(int32_t d[32], uint64_t a, uint64_t b)
 {
