@@ -88,6 +88,12 @@ static __device__ inline uint32_t transpose_bits_16(uint32_t x)
     return exchange_bits(x, 1, 1, 0x55555555u);
 }
 
+/* Of a warp, thread l gets bit l of each. */
+static __device__ inline uint32_t transpose_bits_32(uint32_t x)
+{
+    return transpose_bits_16(exchange_bits(x, 16, 16, 0x0000FFFFu));
+}
+
 /* Of 8 neighbouring threads, thread t gets group t of 4 bits of each. */
 static __device__ inline uint32_t transpose_nibbles_8(uint32_t x)
 {

@@ -403,13 +403,30 @@ static void run_operands(const Work &w, const Layer &layer, const float *x, Inpu
         encode(w, encodings[i]);
 }
 
+/* Starts attention_signs_kernel: as many blocks as run at once, unless there are fewer heads of
+ * sequences; of fewer queries where those would leave multiprocessors idle. */
+static void launch_sign_attention(const Work &w, SignAttention *a)
+{
+    const bitm_device_model *model = w.session->model;
+    const Batch &batch = *w.batch;
+    uint32_t n_heads = model->network.config->n_heads, length = batch.max_length;
+    uint32_t n = SIGNS_QUERIES;
+    while (n > FEW_QUERIES &&
+           n_heads * batch.n_sequences * ceil_div(length, n) < model->n_multiprocessors)
+        n /= 2;
+    a->n_queries = n;
+    uint32_t parts = ceil_div(length, n);
+    uint32_t most = model->n_multiprocessors * SIGNS_BLOCKS / (n_heads * parts);
+    if (most == 0) most = 1;
+    dim3 grid(n_heads, parts, batch.n_sequences < most ? batch.n_sequences : most);
+    launch_early(w, attention_signs_kernel, grid, SIGNS_THREADS, signs_shared_bytes(length), 1, *a);
+}
+
 bool attend_signs(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
                   Inputs *context)
 {
-    enum { ENOUGH_BLOCKS = 512 };
     if (!can_attend_signs(w, layer)) return false;
     const bitm_file_config *config = w.session->model->network.config;
-    const Batch &batch = *w.batch;
     const Quantizer &of_probabilities = layer.quantize_probabilities;
     Encoding operands[3];
     run_operands(w, layer, x, inputs, operands);
@@ -419,10 +436,12 @@ bool attend_signs(const Work &w, const Layer &layer, const float *x, Inputs inpu
     a.value = operands[2].planes;
     a.n_pieces = operands[0].n_pieces;
     a.plane_stride = operands[0].plane_stride;
-    a.first = batch.first;
+    a.first = w.batch->first;
     a.n_tokens = w.n_tokens;
+    a.n_sequences = w.batch->n_sequences;
     a.score_step = layer.quantize_query.step * layer.quantize_key.step;
     a.score_scale = config->score_scale;
+    a.exponentials = layer.sign_exponentials;
     a.threshold = threshold_of(of_probabilities, 1);
     a.context_step = of_probabilities.step * layer.quantize_value.step;
     a.context = w.session->buffers.context;
@@ -430,11 +449,7 @@ bool attend_signs(const Work &w, const Layer &layer, const float *x, Inputs inpu
     *context = Inputs();
     a.encodes = can_encode_context(w, layer);
     if (a.encodes) plan_in_parts(w, layer.attention_output, context, &a.encoding);
-    uint32_t n = ceil_div(batch.max_length, SIGNS_WARPS);
-    uint32_t parts = ceil_div(ENOUGH_BLOCKS, config->n_heads * batch.n_sequences);
-    dim3 grid(config->n_heads, batch.n_sequences, parts < n ? parts : n);
-    launch_early(w, attention_signs_kernel, grid, SIGNS_THREADS,
-                 signs_shared_bytes(batch.max_length), 1, a);
+    launch_sign_attention(w, &a);
     if (a.encodes) sum_planes(w, a.encoding);
     return true;
 }

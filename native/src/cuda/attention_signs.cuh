@@ -1,25 +1,41 @@
 /* Softmax attention of signs whose probabilities become 0 or 1: SPEC.md section 4.
  *
- * All products are counts of bits.  A warp has one query: every thread some of its keys, later some
- * of the context's components.  Exponentials and their sum are those of the other kernels, in the
- * canonical order. */
+ * All products are counts of bits.  Four neighbouring threads, a quad, have a query: thread t the
+ * keys j for which j % 4 == t, and with them the lanes t, t + 4, t + 8 and t + 12 of the sum of
+ * exponentials; later 16 of the context's components.  Keys come in chunks of 64, 16 of them a
+ * thread's share.  With up to 64 keys a thread keeps what it knows of them in registers, with more
+ * it counts anew for the greatest score, for the sum, and for the probabilities.
+ *
+ * Where no sign is 0 ("dense"), exponentials are looked up by distance.  Blocks have a head and
+ * some of the queries of one sequence after another, so that the table is copied rarely. */
 #ifndef BITM_CUDA_ATTENTION_SIGNS_CUH
 #define BITM_CUDA_ATTENTION_SIGNS_CUH
 
 #include "attention.cuh"
 #include "hopper.cuh"
+#include "sign_exponentials.cuh"
 
 namespace bitm {
 
-enum { SIGNS_THREADS = 256, SIGNS_WARPS = SIGNS_THREADS / WARP, SIGNS_HEAD = 64 };
+enum {
+    SIGNS_THREADS = 256,
+    SIGNS_WARPS = SIGNS_THREADS / WARP,
+    SIGNS_BLOCKS = 4, /* on a multiprocessor, at least */
+    QUAD = 4,
+    SIGNS_QUERIES = SIGNS_THREADS / QUAD, /* of a block at once, at most */
+    CHUNK = 64,
+    SHARE = CHUNK / QUAD,
+};
 
 struct SignAttention {
     const uint4 *query, *key, *value; /* planes of bits: positive, nonzero */
     uint32_t n_pieces;                /* of a row of a plane */
     size_t plane_stride;              /* pieces */
     const uint32_t *first;            /* tokens of the sequences */
-    uint32_t n_tokens;
+    uint32_t n_tokens, n_sequences;
+    uint32_t n_queries;            /* of a block at once: whole warps have them */
     float score_step, score_scale; /* a score is the product, times the one, times the other */
+    const float *exponentials;     /* see sign_exponentials_kernel */
     float threshold;               /* the least probability whose code is 1 */
     float context_step;            /* of the products of probabilities and values */
     float *context;                /* [n_tokens, stride] */
@@ -43,232 +59,394 @@ static __device__ inline Signs signs_of(const SignAttention &a, const uint4 *pla
     return Signs{{positive.x, positive.y}, {nonzero.x, nonzero.y}};
 }
 
-/* DENSE: no sign is 0. */
-template <bool DENSE>
-static __device__ inline int32_t product_of_signs(const Signs &a, const Signs &b)
-{
-    int32_t product = DENSE ? SIGNS_HEAD : 0;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        uint32_t both = DENSE ? 0xFFFFFFFF : a.nonzero[i] & b.nonzero[i];
-        if (!DENSE) product += __popc(both);
-        product -= 2 * __popc((a.positive[i] ^ b.positive[i]) & both);
-    }
-    return product;
-}
-
 static __device__ inline bool is_dense(const Signs &a)
 {
     return (a.nonzero[0] & a.nonzero[1]) == 0xFFFFFFFF;
 }
 
-/* Shared memory: queries and keys, the values by component, and every warp's exponentials. */
+/* ---- Shared memory ---- */
+
+/* 64 bits for each item of the shares of a quad's threads, in two planes: positive, nonzero. */
+struct alignas(16) Shares {
+    uint2 planes[2][CHUNK];
+};
+
+/* Threads read two items at once, those of a quad side by side. */
+static __device__ inline uint32_t place_in_shares(uint32_t thread, uint32_t item)
+{
+    return (item / 2 * QUAD + thread) * 2 + item % 2;
+}
+
+/* Items 2 * i and 2 * i + 1 of a thread. */
+static __device__ inline uint4 two_items(const Shares &s, int plane, uint32_t thread, uint32_t i)
+{
+    return ((const uint4 *)s.planes[plane])[i * QUAD + thread];
+}
+
+/* 64 keys, and their values by component: thread t of a quad has the keys 4 * i + t, and the
+ * components 16 * t + i.  The bits of a component are in the order of the keys that threads have:
+ * bit 16 * t + i is that of key 4 * i + t. */
+struct SignChunk {
+    Shares keys, values;
+};
+
+/* What depends on the head alone, and the chunks of a sequence. */
+struct alignas(16) SignHead {
+    float shifts[QUAD][SHARE + 4]; /* of components; padded to part the banks of a quad's threads */
+    float exponentials[SIGN_EXPONENTIALS];
+};
+
 static __host__ __device__ inline size_t signs_shared_bytes(uint32_t n_tokens)
 {
-    return (size_t)ceil_div(n_tokens, WARP) *
-           (2 * WARP * sizeof(Signs) + SIGNS_HEAD * sizeof(uint2) +
-            SIGNS_WARPS * WARP * sizeof(float));
+    return sizeof(SignHead) + (size_t)ceil_div(n_tokens, CHUNK) * sizeof(SignChunk);
 }
 
-/* Bits of 32 values of one component: positive, nonzero. */
-static __device__ inline void turn_values(const Signs &value, uint32_t lane, uint2 *components)
+/* From the model: nothing that another kernel of the stream writes. */
+static __device__ inline void load_head(const SignAttention &a, uint32_t head, SignHead *h)
 {
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        uint2 mine = make_uint2(0, 0);
-        for (uint32_t d = 0; d < WARP; d++) {
-            uint32_t positive = __ballot_sync(ALL_THREADS, value.positive[half] >> d & 1);
-            uint32_t nonzero = __ballot_sync(ALL_THREADS, value.nonzero[half] >> d & 1);
-            if (d == lane) mine = make_uint2(positive, nonzero);
-        }
-        components[half * WARP + lane] = mine;
+    for (uint32_t i = threadIdx.x; i < SIGN_EXPONENTIALS / 2; i += SIGNS_THREADS)
+        ((float2 *)h->exponentials)[i] = ((const float2 *)a.exponentials)[i];
+    uint32_t d = threadIdx.x;
+    if (d < SIGNS_HEAD)
+        h->shifts[d / SHARE][d % SHARE] =
+            a.encodes ? shift_of(a.encoding, head * SIGNS_HEAD + d) : 0.0F;
+}
+
+/* A head of a sequence. */
+struct SignSequence {
+    uint32_t head, begin, n_tokens;
+};
+
+/* The keys to shared memory; whether all are dense. */
+static __device__ inline bool load_keys(const SignAttention &a, const SignSequence &s,
+                                        SignChunk *chunks)
+{
+    bool dense = true;
+#pragma unroll 1
+    for (uint32_t j = threadIdx.x; j < s.n_tokens; j += SIGNS_THREADS) {
+        Signs key = signs_of(a, a.key, s.begin + j, s.head);
+        Shares &keys = chunks[j / CHUNK].keys;
+        uint32_t place = place_in_shares(j % QUAD, j % CHUNK / QUAD);
+        keys.planes[0][place] = make_uint2(key.positive[0], key.positive[1]);
+        keys.planes[1][place] = make_uint2(key.nonzero[0], key.nonzero[1]);
+        dense = dense && is_dense(key);
     }
+    return dense;
 }
 
-static __device__ inline float score_of_signs(const SignAttention &a, int32_t product)
+/* A plane of the values, by component; whether all are dense.  A warp turns 32 tokens, the last
+ * warp the first ones: the first warps have keys to load. */
+template <int PLANE>
+static __device__ inline bool load_values(const SignAttention &a, const SignSequence &s,
+                                          SignChunk *chunks)
 {
-    return (float)product * a.score_step * a.score_scale;
+    uint32_t lane = threadIdx.x % WARP, n_words = ceil_div(s.n_tokens, CHUNK) * 2;
+    bool dense = true;
+#pragma unroll 1
+    for (uint32_t word = SIGNS_WARPS - 1 - threadIdx.x / WARP; word < n_words;
+         word += SIGNS_WARPS) {
+        uint32_t t = word % 2 * 2 + lane / SHARE; /* the thread that has the key */
+        uint32_t j = word / 2 * CHUNK + lane % SHARE * QUAD + t;
+        Signs value = {};
+        if (j < s.n_tokens) {
+            value = signs_of(a, a.value, s.begin + j, s.head);
+            dense = dense && is_dense(value);
+        }
+        uint32_t *words = (uint32_t *)chunks[word / 2].values.planes[PLANE] + word % 2;
+#pragma unroll
+        for (uint32_t half = 0; half < 2; half++) {
+            uint32_t d = half * WARP + lane;
+            words[place_in_shares(d / SHARE, d % SHARE) * 2] =
+                transpose_bits_32(PLANE == 0 ? value.positive[half] : value.nonzero[half]);
+        }
+    }
+    return dense;
 }
 
-/* The greatest of a warp. */
-static __device__ inline int32_t warp_most(int32_t x)
+/* ---- Probabilities ---- */
+
+/* How many components differ, or where signs may be 0, 64 less the product. */
+template <bool DENSE>
+static __device__ inline int32_t distance_of(const Signs &query, uint2 positive, uint2 nonzero)
 {
-#if __CUDA_ARCH__ >= 800
-    return __reduce_max_sync(ALL_THREADS, x);
-#else
-    for (int step = WARP / 2; step > 0; step /= 2) {
+    uint32_t differ[2] = {query.positive[0] ^ positive.x, query.positive[1] ^ positive.y};
+    if (DENSE) return __popc(differ[0]) + __popc(differ[1]);
+    uint32_t both[2] = {query.nonzero[0] & nonzero.x, query.nonzero[1] & nonzero.y};
+    return SIGNS_HEAD - __popc(both[0]) - __popc(both[1]) +
+           2 * (__popc(differ[0] & both[0]) + __popc(differ[1] & both[1]));
+}
+
+/* From the query to the thread's keys in a chunk, where n_keys are left. */
+template <bool DENSE>
+static __device__ inline void find_distances(const Signs &query, const Shares &keys, uint32_t t,
+                                             uint32_t n_keys, int32_t distances[SHARE])
+{
+    enum { NO_KEY = DENSE ? (int)SIGNS_NO_KEY : 2 * SIGNS_HEAD + 1 };
+#pragma unroll
+    for (uint32_t i = 0; i < SHARE / 2; i++) {
+        uint4 p = two_items(keys, 0, t, i), n = DENSE ? p : two_items(keys, 1, t, i);
+        distances[2 * i] = distance_of<DENSE>(query, make_uint2(p.x, p.y), make_uint2(n.x, n.y));
+        distances[2 * i + 1] =
+            distance_of<DENSE>(query, make_uint2(p.z, p.w), make_uint2(n.z, n.w));
+    }
+    if (n_keys >= CHUNK) return;
+#pragma unroll
+    for (uint32_t i = 0; i < SHARE; i++)
+        if (i * QUAD + t >= n_keys) distances[i] = NO_KEY;
+}
+
+/* What exponentials of a query's keys are found from. */
+struct Nearest {
+    const float *exponentials; /* by distance, where dense */
+    float score;
+};
+
+template <bool DENSE>
+static __device__ inline float score_at(const SignAttention &a, int32_t distance)
+{
+    return score_of_signs(SIGNS_HEAD - (DENSE ? 2 : 1) * distance, a.score_step, a.score_scale);
+}
+
+/* Not inlined: for signs of 0, which are rare, it would take most of the registers and the code. */
+static __device__ __noinline__ float exponential_of(float x)
+{
+    return bitm_exp(x);
+}
+
+template <bool DENSE>
+static __device__ inline float exponential(const SignAttention &a, const Nearest &nearest,
+                                           int32_t distance)
+{
+    if (DENSE) return nearest.exponentials[distance];
+    float e = exponential_of(score_at<DENSE>(a, distance) - nearest.score);
+    return distance <= 2 * SIGNS_HEAD ? e : 0.0F;
+}
+
+/* The fold of a canonical sum: thread t of a quad holds lanes t, t + 4, t + 8 and t + 12. */
+static __device__ inline float fold_quad(const float lanes[4])
+{
+    float sum = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+    sum = sum + __shfl_xor_sync(ALL_THREADS, sum, 2);
+    return sum + __shfl_xor_sync(ALL_THREADS, sum, 1);
+}
+
+static __device__ inline int32_t quad_least(int32_t x)
+{
+    for (int step = QUAD / 2; step > 0; step /= 2) {
         int32_t other = __shfl_xor_sync(ALL_THREADS, x, step);
-        x = other > x ? other : x;
+        x = other < x ? other : x;
     }
     return x;
-#endif
 }
 
-/* exponentials [n_tokens]; returns their sum. */
-template <bool DENSE>
-static __device__ inline float find_exponentials(const SignAttention &a, const Signs &query,
-                                                 const Signs *keys, uint32_t n_tokens,
-                                                 uint32_t lane, float *exponentials)
+/* The least float from 0 on whose quotient reaches the threshold; infinite where there is none. */
+static __device__ inline float bisect_least(float threshold, float sum)
 {
-    int32_t most = -SIGNS_HEAD;
-    float sum = 0.0F;
-    for (uint32_t j = lane; j < n_tokens; j += WARP) {
-        int32_t product = product_of_signs<DENSE>(query, keys[j]);
-        exponentials[j] = score_of_signs(a, product);
-        most = product > most ? product : most;
+    int32_t below = -1, least = 0x7F800000; /* as integers such floats are in the same order */
+    while (least - below > 1) {
+        int32_t middle = below + (least - below) / 2;
+        bool reaches = __int_as_float(middle) / sum >= threshold;
+        least = reaches ? middle : least;
+        below = reaches ? below : middle;
     }
-    float greatest = score_of_signs(a, warp_most(most)); /* steps are positive */
-    for (uint32_t first = 0; first < n_tokens; first += WARP) {
-        uint32_t j = first + lane;
-        float e = j < n_tokens ? bitm_exp(exponentials[j] - greatest) : 0.0F;
-        exponentials[j] = e;
-        /* Both halves of the warp hold the same lanes of the sum. */
-        sum += __shfl_sync(ALL_THREADS, e, (int)(lane % LANES));
-        sum += __shfl_sync(ALL_THREADS, e, (int)(lane % LANES + LANES));
-    }
-    return fold_lanes(sum);
+    return __int_as_float(least);
 }
 
-/* The least exponential whose quotient reaches the threshold: it is near their product, so every
- * thread tries another float. False where it is not found there. */
-static __device__ inline bool find_least(float threshold, float sum, uint32_t lane, float *least)
+/* The same: it is near the threshold times the sum, so threads of a quad try a float each. */
+static __device__ inline float find_least(float threshold, float sum, uint32_t t)
 {
-    float x = __int_as_float(__float_as_int(threshold * sum) + (int32_t)lane - WARP / 2);
-    uint32_t reach = __ballot_sync(ALL_THREADS, x / sum >= threshold);
-    *least = __shfl_sync(ALL_THREADS, x, __ffs((int)reach) - 1);
-    return reach != 0 && (reach & 1) == 0 && reach + (reach & -reach) == 0; /* all after the first */
+    uint32_t first = __float_as_uint(threshold * sum) - 2;
+    bool reaches = __uint_as_float(first + t) / sum >= threshold;
+    uint32_t quad = __ballot_sync(ALL_THREADS, reaches) >> (threadIdx.x % WARP - t) & 15;
+    /* From the second, third or fourth float on. */
+    if (quad != 14 && quad != 12 && quad != 8) return bisect_least(threshold, sum);
+    return __uint_as_float(first + (uint32_t)__ffs((int)quad) - 1);
 }
 
-/* products: those of two components of the values with probabilities of 0 and 1. */
-template <bool DENSE>
-static __device__ inline void sum_values(const SignAttention &a, const float *exponentials,
-                                         float sum, const uint2 *values, uint32_t n_tokens,
-                                         uint32_t lane, int32_t products[2])
+/* Which of a chunk's keys have the probability 1: bit 16 * t + i is that of key 4 * i + t. */
+static __device__ inline uint2 find_ones(const float exponentials[SHARE], float least, uint32_t t,
+                                         uint32_t n_keys)
 {
-    enum { MANY = 2 * WARP }; /* tokens: with fewer, quotients are sooner found */
-    float least;
-    bool is_known = n_tokens > MANY && find_least(a.threshold, sum, lane, &least);
-    products[0] = products[1] = 0;
-    for (uint32_t first = 0; first < n_tokens; first += WARP, values += SIGNS_HEAD) {
-        float e = exponentials[first + lane];
-        bool is_one = is_known ? e >= least : e / sum >= a.threshold;
-        uint32_t ones = __ballot_sync(ALL_THREADS, first + lane < n_tokens && is_one);
+    uint32_t mine = 0;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            uint2 component = values[half * WARP + lane];
-            products[half] += 2 * __popc(ones & component.x) -
-                              __popc(DENSE ? ones : ones & component.y);
+    for (uint32_t i = 0; i < SHARE; i++)
+        if (exponentials[i] >= least) mine |= 1u << i;
+    if (n_keys < CHUNK) mine &= (1u << (n_keys + QUAD - 1 - t) / QUAD) - 1; /* keys that are */
+    uint32_t word = mine << t % 2 * SHARE;
+    word |= __shfl_xor_sync(ALL_THREADS, word, 1);
+    uint32_t other = __shfl_xor_sync(ALL_THREADS, word, 2);
+    return t < 2 ? make_uint2(word, other) : make_uint2(other, word);
+}
+
+/* ---- Context ---- */
+
+/* The sum of a component's signs, of the values whose probability is 1. */
+template <bool DENSE>
+static __device__ inline int32_t sum_signs(uint2 ones, int32_t n_ones, uint2 positive,
+                                           uint2 nonzero)
+{
+    if (!DENSE) n_ones = __popc(ones.x & nonzero.x) + __popc(ones.y & nonzero.y);
+    return 2 * (__popc(ones.x & positive.x) + __popc(ones.y & positive.y)) - n_ones;
+}
+
+template <bool DENSE>
+static __device__ inline void add_values(const Shares &values, uint2 ones, uint32_t t,
+                                         int32_t products[SHARE])
+{
+    int32_t n_ones = __popc(ones.x) + __popc(ones.y);
+#pragma unroll
+    for (uint32_t i = 0; i < SHARE / 2; i++) {
+        uint4 p = two_items(values, 0, t, i), n = DENSE ? p : two_items(values, 1, t, i);
+        products[2 * i] +=
+            sum_signs<DENSE>(ones, n_ones, make_uint2(p.x, p.y), make_uint2(n.x, n.y));
+        products[2 * i + 1] +=
+            sum_signs<DENSE>(ones, n_ones, make_uint2(p.z, p.w), make_uint2(n.z, n.w));
+    }
+}
+
+/* products: of a query's probabilities, 0 and 1, with the thread's components of the values.  ONE:
+ * there is one chunk. */
+template <bool DENSE, bool ONE>
+static __device__ inline void attend_query(const SignAttention &a, const Signs &query,
+                                           const SignHead &head, const SignChunk *chunks,
+                                           uint32_t n_tokens, uint32_t t, int32_t products[SHARE])
+{
+    const uint32_t end = ONE ? 1 : n_tokens; /* the chunks' first keys are before it */
+    int32_t distances[SHARE], least_distance = 2 * SIGNS_HEAD;
+#pragma unroll 1
+    for (uint32_t j = 0; j < end; j += CHUNK) {
+        find_distances<DENSE>(query, chunks[j / CHUNK].keys, t, n_tokens - j, distances);
+#pragma unroll
+        for (uint32_t i = 0; i < SHARE; i++)
+            least_distance = distances[i] < least_distance ? distances[i] : least_distance;
+    }
+    least_distance = quad_least(least_distance);
+    Nearest nearest = {DENSE ? exponentials_from(head.exponentials, least_distance) : NULL,
+                       score_at<DENSE>(a, least_distance)};
+
+    float exponentials[SHARE], lanes[SHARE / QUAD] = {};
+#pragma unroll 1
+    for (uint32_t j = 0; j < end; j += CHUNK) {
+        if (!ONE)
+            find_distances<DENSE>(query, chunks[j / CHUNK].keys, t, n_tokens - j, distances);
+#pragma unroll
+        for (uint32_t i = 0; i < SHARE; i++) {
+            exponentials[i] = exponential<DENSE>(a, nearest, distances[i]);
+            lanes[i % (SHARE / QUAD)] += exponentials[i];
         }
     }
-}
+    float least = find_least(a.threshold, fold_quad(lanes), t);
 
-/* The words of a row's planes that begin at a column, of a value each of a warp's threads; counts
- * their bits. */
-template <int RULE>
-static __device__ inline void store_row_word(const Encoding &e, size_t token, uint32_t column,
-                                             float z, uint32_t lane, int32_t n_bits[2])
-{
-    uint32_t mine[2] = {0, 0};
-    add_bits<RULE>(e, z, 0, mine);
-    finish_bits<RULE>(e, mine);
-    uint32_t *word = (uint32_t *)(e.planes + piece_place(token, column / PIECE_BITS, e.n_pieces)) +
-                     column % PIECE_BITS / 32;
-    for (uint32_t p = 0; p < n_planes_of(e) && p < 2; p++) {
-        uint32_t plane = __ballot_sync(ALL_THREADS, mine[p] & 1);
-        n_bits[p] += __popc(plane);
-        if (lane == p) word[p * e.plane_stride * 4] = plane;
+#pragma unroll 1
+    for (uint32_t j = 0; j < end; j += CHUNK) {
+        const SignChunk &chunk = chunks[j / CHUNK];
+        if (!ONE) {
+            find_distances<DENSE>(query, chunk.keys, t, n_tokens - j, distances);
+#pragma unroll
+            for (uint32_t i = 0; i < SHARE; i++)
+                exponentials[i] = exponential<DENSE>(a, nearest, distances[i]);
+        }
+        uint2 ones = find_ones(exponentials, least, t, n_tokens - j);
+        add_values<DENSE>(chunk.values, ones, t, products);
     }
 }
 
+/* Where the context of a head of a query goes. */
+struct ContextPlace {
+    size_t token;
+    bool is_query; /* otherwise nothing is stored */
+    uint32_t column, t;
+};
+
 template <int RULE>
-static __device__ inline void store_context_bits(const Encoding &e, size_t token, uint32_t column,
-                                                 const float shifted[2], uint32_t lane)
+static __device__ inline void store_context_bits(const Encoding &e, const ContextPlace &to,
+                                                 const float shifted[SHARE])
 {
-    int32_t n_bits[2] = {0, 0};
+    uint32_t planes[2] = {0, 0};
 #pragma unroll
-    for (uint32_t half = 0; half < 2; half++)
-        store_row_word<RULE>(e, token, column + half * WARP, shifted[half], lane, n_bits);
-    if (e.counts && lane == 0) count_bits(e, token, n_bits[0], n_bits[1]);
+    for (uint32_t i = 0; i < SHARE; i++)
+        add_bits<RULE>(e, shifted[i], i, planes);
+    finish_bits<RULE>(e, planes);
+    /* Of two neighbours one gets the word of the first plane, the other that of the second. */
+    uint32_t plane = to.t % 2, halves = (planes[0] & 0xFFFF) | planes[1] << SHARE;
+    uint32_t word = exchange_bits(halves, 1, SHARE, 0xFFFF);
+    if (to.is_query && plane < n_planes_of(e))
+        word_at(e, to.token, to.column + to.t / 2 * 32)[plane == 0 ? 0 : e.plane_stride * 4] = word;
+    if (!e.counts) return;
+    int32_t n_bits = __popc(word);
+    n_bits += __shfl_xor_sync(ALL_THREADS, n_bits, 2);
+    int32_t of_second = __shfl_xor_sync(ALL_THREADS, n_bits, 1);
+    if (to.is_query && to.t == 0) count_bits(e, to.token, n_bits, of_second);
 }
 
-/* A head of a query's context, shifted where it is encoded. */
-static __device__ inline void store_context(const SignAttention &a, size_t token, uint32_t column,
-                                            const float context[2], uint32_t lane)
+/* shifts: of the thread's components, zeros where the context is not encoded. */
+static __device__ inline void store_context(const SignAttention &a, const ContextPlace &to,
+                                            const int32_t products[SHARE], const float *shifts)
 {
+    float z[SHARE];
+#pragma unroll
+    for (uint32_t i = 0; i < SHARE; i++)
+        z[i] = (float)products[i] * a.context_step + shifts[i];
     if (!a.encodes) {
-        for (uint32_t half = 0; half < 2; half++)
-            a.context[token * a.stride + column + half * WARP + lane] = context[half];
+        float *context = a.context + to.token * a.stride + to.column + to.t * SHARE;
+#pragma unroll
+        for (uint32_t i = 0; i < SHARE; i += 4)
+            if (to.is_query)
+                *(float4 *)(context + i) = make_float4(z[i], z[i + 1], z[i + 2], z[i + 3]);
         return;
     }
     BitsRule rule = bits_rule(a.encoding);
     if (rule == RULE_SIGNS)
-        store_context_bits<RULE_SIGNS>(a.encoding, token, column, context, lane);
+        store_context_bits<RULE_SIGNS>(a.encoding, to, z);
     else if (rule == RULE_TWO_LEVELS)
-        store_context_bits<RULE_TWO_LEVELS>(a.encoding, token, column, context, lane);
+        store_context_bits<RULE_TWO_LEVELS>(a.encoding, to, z);
     else
-        store_context_bits<RULE_LEVELS>(a.encoding, token, column, context, lane);
+        store_context_bits<RULE_LEVELS>(a.encoding, to, z);
 }
 
-/* A head of a sequence in shared memory. */
-struct SignHead {
-    Signs *queries, *keys; /* [n_tokens] */
-    uint2 *values;         /* [n_words, SIGNS_HEAD] */
-    float *exponentials;   /* [n_words, WARP], of the thread's warp */
-};
-
-template <bool DENSE>
-static __device__ inline void attend_queries(const SignAttention &a, const SignHead &h,
-                                             uint32_t begin, uint32_t n_tokens)
+/* Queries of a sequence from `first_query` on, as many as the block has at once. */
+static __device__ inline void attend_sequence(const SignAttention &a, const SignSequence &s,
+                                              uint32_t first_query, const SignHead &head,
+                                              SignChunk *chunks)
 {
-    uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, column = blockIdx.x * SIGNS_HEAD;
-    float shifts[2] = {0.0F, 0.0F};
-    for (uint32_t half = 0; half < 2 && a.encodes; half++)
-        shifts[half] = shift_of(a.encoding, column + half * WARP + lane);
-    for (uint32_t i = blockIdx.z * SIGNS_WARPS + warp; i < n_tokens; i += gridDim.z * SIGNS_WARPS) {
-        float sum = find_exponentials<DENSE>(a, h.queries[i], h.keys, n_tokens, lane,
-                                             h.exponentials);
-        int32_t products[2];
-        sum_values<DENSE>(a, h.exponentials, sum, h.values, n_tokens, lane, products);
-        const float context[2] = {(float)products[0] * a.context_step + shifts[0],
-                                  (float)products[1] * a.context_step + shifts[1]};
-        store_context(a, begin + i, column, context, lane);
+    uint32_t t = threadIdx.x % QUAD, number = threadIdx.x / QUAD, i = first_query + number;
+    bool is_query = number < a.n_queries && i < s.n_tokens;
+    Signs query = signs_of(a, a.query, s.begin + (is_query ? i : first_query), s.head);
+    bool dense = load_keys(a, s, chunks) & load_values<0>(a, s, chunks) & is_dense(query);
+    dense = __syncthreads_and(dense) != 0;
+    if (!dense) {
+        (void)load_values<1>(a, s, chunks);
+        __syncthreads();
     }
+    if (!__any_sync(ALL_THREADS, is_query)) return;
+
+    int32_t products[SHARE] = {};
+    if (!dense)
+        attend_query<false, false>(a, query, head, chunks, s.n_tokens, t, products);
+    else if (s.n_tokens > CHUNK)
+        attend_query<true, false>(a, query, head, chunks, s.n_tokens, t, products);
+    else
+        attend_query<true, true>(a, query, head, chunks, s.n_tokens, t, products);
+    ContextPlace to = {s.begin + i, is_query, s.head * SIGNS_HEAD, t};
+    store_context(a, to, products, head.shifts[t]);
 }
 
-/* Blocks: heads, sequences, and parts of their queries. */
-static __global__ void __launch_bounds__(SIGNS_THREADS) attention_signs_kernel(SignAttention a)
+/* Blocks: heads, parts of the sequences' queries, and as many as divide the sequences. */
+static __global__ void __launch_bounds__(SIGNS_THREADS, SIGNS_BLOCKS)
+    attention_signs_kernel(SignAttention a)
 {
     BITM_DYNAMIC_SHARED(shared);
+    SignHead *head = (SignHead *)shared;
+    SignChunk *chunks = (SignChunk *)(head + 1);
+    load_head(a, blockIdx.x, head);
     wait_for_kernels_before(a.n_tokens);
-    uint32_t head = blockIdx.x, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    uint32_t begin = a.first[blockIdx.y], n_tokens = a.first[blockIdx.y + 1] - begin;
-    uint32_t n_words = ceil_div(n_tokens, WARP);
-    if (blockIdx.z * SIGNS_WARPS >= n_tokens) return;
-    SignHead h;
-    h.queries = (Signs *)shared;
-    h.keys = h.queries + n_words * WARP;
-    h.values = (uint2 *)(h.keys + n_words * WARP);
-    h.exponentials = (float *)(h.values + n_words * SIGNS_HEAD) + warp * n_words * WARP;
-
-    bool dense = true;
-    for (uint32_t j = threadIdx.x; j < n_tokens; j += SIGNS_THREADS) {
-        h.queries[j] = signs_of(a, a.query, begin + j, head);
-        h.keys[j] = signs_of(a, a.key, begin + j, head);
-        dense = dense && is_dense(h.queries[j]) && is_dense(h.keys[j]);
+    uint32_t first_query = blockIdx.y * a.n_queries;
+    for (uint32_t i = blockIdx.z; i < a.n_sequences; i += gridDim.z) {
+        uint32_t begin = a.first[i], n_tokens = a.first[i + 1] - begin;
+        SignSequence s = {blockIdx.x, begin, n_tokens};
+        if (first_query < n_tokens) attend_sequence(a, s, first_query, *head, chunks);
+        __syncthreads(); /* the chunks are free */
     }
-    for (uint32_t word = warp; word < n_words; word += SIGNS_WARPS) {
-        uint32_t j = word * WARP + lane;
-        Signs value = {};
-        if (j < n_tokens) {
-            value = signs_of(a, a.value, begin + j, head);
-            dense = dense && is_dense(value);
-        }
-        turn_values(value, lane, h.values + word * SIGNS_HEAD);
-    }
-    if (__syncthreads_and(dense))
-        attend_queries<true>(a, h, begin, n_tokens);
-    else
-        attend_queries<false>(a, h, begin, n_tokens);
 }
 
 } // namespace bitm

@@ -63,6 +63,7 @@ struct Layer {
     Linear query, key, value, query_p, query_m, key_p, key_m, value_term;
     Linear attention_output, intermediate, output;
     Quantizer quantize_query, quantize_key, quantize_value, quantize_probabilities;
+    const float *sign_exponentials; /* of scores of signs; NULL: query or key have others */
     NormWeights attention_norm, output_norm;
 };
 
@@ -81,6 +82,7 @@ float threshold_of(const Quantizer &quantizer, int32_t code);
 struct bitm_device_model {
     int device;
     size_t shared_bytes; /* most that a block may have */
+    uint32_t n_multiprocessors;
     uint32_t has_wgmma;
     bool has_tensor_cores, tensor_attention;
     uint32_t n_multiprocessors;

@@ -7,6 +7,7 @@
 #include "sum_limits.cuh"
 #include "gemm_wgmma.cuh"
 #include "host.h"
+#include "sign_exponentials.cuh"
 
 namespace bitm {
 
@@ -199,6 +200,19 @@ static bitm_status forget_unknown_limits(bitm_device_model *model, bitm_error *e
     return BITM_OK;
 }
 
+/* Takes the table of exponentials for a layer whose queries and keys are signs, in heads of
+ * SIGNS_HEAD. */
+static void bind_sign_exponentials(const bitm_file_config &config, bitm_arena *arena, Layer *layer)
+{
+    const Quantizer &query = layer->quantize_query, &key = layer->quantize_key;
+    if (query.kind != KIND_SIGN || key.kind != KIND_SIGN || config.head_size != SIGNS_HEAD) return;
+    float *table = (float *)bitm_arena_take(arena, SIGN_EXPONENTIALS, sizeof(float));
+    if (table == NULL) return;
+    BITM_LAUNCH(sign_exponentials_kernel, SIGNS_HEAD + 1, 96, 0, 0, query.step * key.step,
+                config.score_scale, table);
+    layer->sign_exponentials = table;
+}
+
 static NormWeights norm_of(const bitm_device_model *model, const bitm_norm &norm)
 {
     NormWeights weights = {on_device(model, norm.gain), on_device(model, norm.bias)};
@@ -223,6 +237,7 @@ static void bind_layer(bitm_device_model *model, const bitm_layer &host, bitm_ar
     layer->quantize_key = quantizer_of(host.quantize_key);
     layer->quantize_value = quantizer_of(host.quantize_value);
     layer->quantize_probabilities = quantizer_of(host.quantize_probabilities);
+    bind_sign_exponentials(*model->network.config, arena, layer);
     layer->attention_norm = norm_of(model, host.attention_norm);
     layer->output_norm = norm_of(model, host.output_norm);
     bind_limits(model->network.config, arena, layer, n_unknown);
