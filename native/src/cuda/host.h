@@ -85,7 +85,6 @@ struct bitm_device_model {
     uint32_t n_multiprocessors;
     uint32_t has_wgmma;
     bool has_tensor_cores, tensor_attention;
-    uint32_t n_multiprocessors;
     bitm_network network; /* host pointers */
     bitm_device_memory memory[2];
     uint8_t *copies[2]; /* of the memory */
