@@ -1,20 +1,24 @@
-/* Signs of rows that lie in shared memory, for what follows a norm.
+/* Norms of rows that lie in shared memory, and their signs for what follows, on Hopper.
  *
- * A thread makes whole words: no bits are exchanged.  Columns come by fours; rows of N + 4 floats
- * begin in other banks. */
+ * A thread takes 32 columns of a row, and makes whole words of signs: no bits are exchanged.  Rows of
+ * N + 4 floats begin in other banks. */
 #ifndef BITM_CUDA_ENCODE_SIGNS_CUH
 #define BITM_CUDA_ENCODE_SIGNS_CUH
 
+#include "hopper.cuh"
 #include "tokens.cuh"
 
 namespace bitm {
 
-/* What it takes besides the rows: what is added before the sign is taken, and counts of signs,
- * positive and nonzero. */
+/* What it takes besides the rows: of a row its mean and what the norm multiplies by, what is added
+ * before a sign is taken, and counts of signs, positive and nonzero. */
 template <int N, int TOKENS> struct SignFacts {
+    float mean[TOKENS], factor[TOKENS];
     float shift[3][N];
     int32_t n_signs[3][TOKENS][2];
 };
+
+#if BITM_HAS_WGMMA
 
 /* Whether all that follows takes signs. */
 static __device__ inline bool take_signs(const Followers &followers)
@@ -24,17 +28,49 @@ static __device__ inline bool take_signs(const Followers &followers)
     return true;
 }
 
-/* To be called by all threads of a block; the block's barrier is to follow. */
+/* Starts to copy what is added; the block's barrier is to follow. */
 template <int N, int TOKENS, int THREADS>
 static __device__ inline void begin_signs(const Followers &followers, SignFacts<N, TOKENS> *facts)
 {
     for (uint32_t k = 0; k < followers.n; k++) {
-        const Encoding &e = followers.encodings[k];
-        for (uint32_t i = threadIdx.x; i < N; i += THREADS)
-            facts->shift[k][i] = shift_of(e, i);
+        const float *shift = followers.encodings[k].shift;
+        for (uint32_t i = threadIdx.x * 4; i < N; i += THREADS * 4) {
+            float *to = facts->shift[k] + i;
+            if (shift != NULL)
+                copy_async(to, shift + i);
+            else
+                *(float4 *)to = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+        }
         for (uint32_t i = threadIdx.x; i < TOKENS * 2; i += THREADS)
             facts->n_signs[k][i / 2][i % 2] = i % 2 == 0 ? 0 : N;
     }
+}
+
+/* Normalizes 32 columns of a row; they stay in registers, too. */
+static __device__ inline void normalize_columns(float *row, float mean, float factor,
+                                                const float *gain, const float *bias, float x[32])
+{
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        float4 v = ((const float4 *)row)[i];
+        float4 g = ((const float4 *)gain)[i], b = ((const float4 *)bias)[i];
+        x[i * 4] = fmaf((v.x - mean) * factor, g.x, b.x);
+        x[i * 4 + 1] = fmaf((v.y - mean) * factor, g.y, b.y);
+        x[i * 4 + 2] = fmaf((v.z - mean) * factor, g.z, b.z);
+        x[i * 4 + 3] = fmaf((v.w - mean) * factor, g.w, b.w);
+        ((float4 *)row)[i] = make_float4(x[i * 4], x[i * 4 + 1], x[i * 4 + 2], x[i * 4 + 3]);
+    }
+}
+
+/* A warp stores 32 columns of its 32 rows: whole lines of memory. */
+template <int N> static __device__ inline void store_columns(const float *rows, float *y)
+{
+    uint32_t lane = threadIdx.x % WARP;
+    const float *from = rows + lane / 8 * (N + 4) + lane % 8 * 4;
+    float *to = y + lane / 8 * N + lane % 8 * 4;
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        *(float4 *)(to + i * 4 * N) = *(const float4 *)(from + i * 4 * (N + 4));
 }
 
 /* Words of 32 columns of which some shifted value is 0 or a NaN. */
@@ -50,15 +86,16 @@ static __device__ inline uint2 find_zero_signs(const float *values, const float 
     return word;
 }
 
-/* The signs of 32 columns: positive, nonzero. */
-static __device__ inline uint2 signs_of_columns(const float *values, const float *shift)
+/* The signs of 32 columns, positive and nonzero: x, which `values` has, too. */
+static __device__ inline uint2 signs_of_columns(const float x[32], const float *values,
+                                                const float *shift)
 {
     uint2 word = make_uint2(0, 0xFFFFFFFFu);
     bool any_zero = false;
 #pragma unroll
-    for (int i = 7; i >= 0; i--) {
-        float4 x = ((const float4 *)values)[i], s = ((const float4 *)shift)[i];
-        const float turned[4] = {-x.w - s.w, -x.z - s.z, -x.y - s.y, -x.x - s.x};
+    for (int i = 28; i >= 0; i -= 4) {
+        float4 s = *(const float4 *)(shift + i);
+        const float turned[4] = {-x[i + 3] - s.w, -x[i + 2] - s.z, -x[i + 1] - s.y, -x[i] - s.x};
 #pragma unroll
         for (int c = 0; c < 4; c++) { /* the last columns first */
             word.x = __funnelshift_l(__float_as_uint(turned[c]), word.x, 1);
@@ -68,20 +105,29 @@ static __device__ inline uint2 signs_of_columns(const float *values, const float
     return any_zero ? find_zero_signs(values, shift) : word;
 }
 
-/* rows [TOKENS][N + 4]: those of the tokens from `token` on. */
+/* y, of rows [TOKENS][N + 4] whose means and factors are known, and their signs: those of the tokens
+ * from `token` on. */
 template <int N, int TOKENS, int THREADS>
-static __device__ inline void encode_signs(const Followers &followers, uint32_t token,
-                                           const float *rows, SignFacts<N, TOKENS> *facts)
+static __device__ inline void normalize_to_signs(const Norm &norm, const Followers &followers,
+                                                 uint32_t token, const float *gain,
+                                                 const float *bias, float *rows,
+                                                 SignFacts<N, TOKENS> *facts)
 {
     enum : uint32_t { WORDS = N / 32, PARTS = WORDS * (TOKENS / WARP) };
 #pragma unroll 1
     for (uint32_t part = threadIdx.x / WARP; part < PARTS; part += THREADS / WARP) {
-        uint32_t word = part % WORDS, row = part / WORDS * WARP + threadIdx.x % WARP;
-        const float *values = rows + row * (N + 4) + word * 32;
+        uint32_t word = part % WORDS, first = part / WORDS * WARP;
+        uint32_t row = first + threadIdx.x % WARP;
+        float *values = rows + row * (N + 4) + word * 32, x[32];
+        normalize_columns(values, facts->mean[row], facts->factor[row], gain + word * 32,
+                          bias + word * 32, x);
+        __syncwarp();
+        store_columns<N>(rows + first * (N + 4) + word * 32,
+                         norm.y + (size_t)(token + first) * N + word * 32);
 #pragma unroll 1
         for (uint32_t k = 0; k < followers.n; k++) {
             const Encoding &e = followers.encodings[k];
-            uint2 signs = signs_of_columns(values, facts->shift[k] + word * 32);
+            uint2 signs = signs_of_columns(x, values, facts->shift[k] + word * 32);
             uint32_t *to =
                 (uint32_t *)(e.planes + piece_place(token + row, word / 4, e.n_pieces)) + word % 4;
             to[0] = signs.x;
@@ -99,6 +145,8 @@ static __device__ inline void encode_signs(const Followers &followers, uint32_t 
                           (uint32_t)n[1]);
     }
 }
+
+#endif
 
 } // namespace bitm
 

@@ -1,9 +1,9 @@
 /* A product, the residual, the norm and the inputs of what follows in one kernel, on Hopper.
  *
  * A block computes all outputs of TOKENS tokens, so that it has whole rows for the norm: outputs
- * are the left operand, tokens the right one.  Results become floats in the operands' shared
- * memory, where 16 threads take a token each as in tokens.cuh: the floats between a linear and its
- * norm go through no memory. */
+ * are the left operand, tokens the right one.  After the products bulk copies bring the residual into
+ * rows in the operands' place, and results are added to it as it comes; then 16 threads take a row
+ * each as in tokens.cuh.  The floats between a linear and its norm go through no other memory. */
 #ifndef BITM_CUDA_GEMM_NORM_WGMMA_CUH
 #define BITM_CUDA_GEMM_NORM_WGMMA_CUH
 
@@ -18,10 +18,13 @@ struct ProductNorm {
     Followers followers;
 };
 
-/* What lies in shared memory behind the rows of results. */
+enum { RESIDUAL_PARTS = 4 };
+
+/* What lies in shared memory before the rows of results. */
 template <int N, int TOKENS> struct NormFacts {
     float gain[N], bias[N];
     SignFacts<N, TOKENS> signs;
+    uint64_t residual[RESIDUAL_PARTS]; /* barriers of its copies */
 };
 
 /* A block's sizes: N16 is a sixteenth of the outputs, of which each warpgroup has TILES x 64. */
@@ -32,16 +35,21 @@ template <int N16, int TOKENS_, int WARPGROUPS, bool BYTES_> struct NormShape {
         TOKENS = TOKENS_,
         THREADS = WARPGROUPS * 128,
         TILES = N / 64 / WARPGROUPS,
+        BLOCKS = THREADS == 256 && TILES * TOKENS <= 192 ? 2 : 1, /* of a multiprocessor */
+        MOST_BYTES = (BLOCKS == 2 ? 113 : 227) * 1024,
         WEIGHT_PIECES = BYTES_ ? 1 : 2, /* of a row in a stage */
         INPUT_PIECES = BYTES_ ? BYTES_PIECES : 2,
         STAGE_PIECES = N * WEIGHT_PIECES + TOKENS * INPUT_PIECES,
+        STAGE_BYTES = STAGE_PIECES * PIECE_BYTES,
         ROW = N + 4, /* floats from row to row of results: a warp's fall into different banks */
-        STAGES = ROW * TOKENS * 4 / (STAGE_PIECES * PIECE_BYTES) + 1, /* results fit */
-        STAGE_BYTES = STAGES * STAGE_PIECES * PIECE_BYTES,
-        RESULT_BYTES = ROW * TOKENS * 4 + sizeof(NormFacts<N, TOKENS>),
-        SHARED_BYTES = STAGE_BYTES > RESULT_BYTES ? STAGE_BYTES : RESULT_BYTES,
-        BLOCKS = THREADS == 256 && TILES * TOKENS <= 192 ? 2 : 1, /* of a multiprocessor */
+        FACT_BYTES = sizeof(NormFacts<N, TOKENS>),
+        ROOM = (MOST_BYTES - FACT_BYTES) / STAGE_BYTES,
+        STAGES = ROOM < 8 ? ROOM : 8,
+        ROW_BYTES = ROW * TOKENS * 4,
+        SHARED_BYTES =
+            FACT_BYTES + (STAGES * STAGE_BYTES > ROW_BYTES ? STAGES * STAGE_BYTES : ROW_BYTES),
     };
+    static_assert(STAGES >= 3 && SHARED_BYTES <= MOST_BYTES && FACT_BYTES % 16 == 0, "");
 };
 
 #if BITM_HAS_WGMMA
@@ -126,10 +134,25 @@ static __device__ inline void multiply_norm_terms(const Product &p, uint32_t n_t
     }
 }
 
-/* The linear's results, rows [TOKENS][ROW]. */
+/* Starts to copy the residual into the rows of results, in parts; all threads of a warp do it. */
+template <typename S>
+static __device__ inline void fetch_residual(const float *residual, float *results,
+                                             uint64_t *barriers)
+{
+    enum : uint32_t { ROWS = S::TOKENS / RESIDUAL_PARTS };
+    uint32_t lane = threadIdx.x % WARP;
+    if (lane < RESIDUAL_PARTS) expect_bytes(&barriers[lane], ROWS * S::N * sizeof(float));
+    __syncwarp();
+    for (uint32_t row = lane; row < S::TOKENS; row += WARP)
+        copy_bulk(results + row * S::ROW, residual + (size_t)row * S::N, S::N * sizeof(float),
+                  &barriers[row / ROWS]);
+}
+
+/* Adds the linear's results to the rows, [TOKENS][ROW], of the residual. */
 template <typename S>
 static __device__ inline void finish_product(const Product &p, uint32_t token, bool dense,
-                                             int32_t acc[S::TILES][S::TOKENS / 2], float *results)
+                                             int32_t acc[S::TILES][S::TOKENS / 2],
+                                             uint64_t residual[RESIDUAL_PARTS], float *results)
 {
     const Epilogue &e = p.epilogue;
     uint32_t first =
@@ -154,6 +177,8 @@ static __device__ inline void finish_product(const Product &p, uint32_t token, b
     }
 #pragma unroll
     for (int j = 0; j < S::TOKENS / 8; j++) { /* two tokens */
+        if (j * RESIDUAL_PARTS % (S::TOKENS / 8) == 0)
+            wait_for_phase(&residual[j * RESIDUAL_PARTS * 8 / S::TOKENS], 0);
         uint32_t t = j * 8 + threadIdx.x % 4 * 2;
         float2 step = *(const float2 *)(e.tokens.step + token + t);
         int2 code_sum = make_int2(0, 0);
@@ -163,8 +188,8 @@ static __device__ inline void finish_product(const Product &p, uint32_t token, b
         for (int i = 0; i < S::TILES * 2; i++) {
             const int32_t *sums = &acc[i / 2][j * 4 + i % 2 * 2];
             float *place = to + i / 2 * 64 + i % 2 * 8;
-            place[0] = fmaf((float)(sums[0] - code_sum.x), scale[i] * step.x, bias[i]);
-            place[S::ROW] = fmaf((float)(sums[1] - code_sum.y), scale[i] * step.y, bias[i]);
+            place[0] += fmaf((float)(sums[0] - code_sum.x), scale[i] * step.x, bias[i]);
+            place[S::ROW] += fmaf((float)(sums[1] - code_sum.y), scale[i] * step.y, bias[i]);
         }
     }
 }
@@ -179,41 +204,6 @@ static __device__ inline void copy_norm_weights(const Norm &a, float *gain, floa
     }
 }
 
-/* A warp adds the residual to two rows of results, 4 rows apart, or stores them: whole lines of
- * memory at a time, where the norm's threads would touch 64 bytes of each row.  As float4, a row is
- * N / 4 wide: the second one begins N further. */
-template <typename S>
-static __device__ inline void add_residual(const float *residual, float *results)
-{
-    const float4 *from = (const float4 *)residual + threadIdx.x % WARP;
-    float4 *to = (float4 *)results + threadIdx.x % WARP, x[2][S::N / 4 / WARP];
-#pragma unroll
-    for (int row = 0; row < 2; row++)
-#pragma unroll
-        for (int i = 0; i < S::N / 4 / WARP; i++)
-            x[row][i] = from[row * S::N + i * WARP];
-#pragma unroll
-    for (int row = 0; row < 2; row++)
-#pragma unroll
-        for (int i = 0; i < S::N / 4 / WARP; i++) {
-            float4 *place = to + row * S::ROW + i * WARP, y = *place;
-            *place = make_float4(y.x + x[row][i].x, y.y + x[row][i].y, y.z + x[row][i].z,
-                                 y.w + x[row][i].w);
-        }
-}
-
-template <typename S>
-static __device__ inline void store_rows(const float *results, float *y)
-{
-    const float4 *from = (const float4 *)results + threadIdx.x % WARP;
-    float4 *to = (float4 *)y + threadIdx.x % WARP;
-#pragma unroll
-    for (int row = 0; row < 2; row++)
-#pragma unroll
-        for (int i = 0; i < S::N / 4 / WARP; i++)
-            to[row * S::N + i * WARP] = from[row * S::ROW + i * WARP];
-}
-
 #endif
 
 template <int N16, int TOKENS, int WARPGROUPS, bool BYTES>
@@ -225,7 +215,15 @@ static __global__ void __launch_bounds__(NormShape<N16, TOKENS, WARPGROUPS, BYTE
     typedef NormShape<N16, TOKENS, WARPGROUPS, BYTES> S;
     BITM_DYNAMIC_SHARED(shared);
     const Product &p = a.product;
-    uint32_t token = blockIdx.x * TOKENS, n_terms = p.n_terms;
+    uint32_t token = blockIdx.x * TOKENS, n_terms = p.n_terms, warp = threadIdx.x / WARP;
+    const float *residual = a.norm.residual + (size_t)token * S::N;
+    NormFacts<S::N, TOKENS> *facts = (NormFacts<S::N, TOKENS> *)shared;
+    float *results = (float *)(facts + 1);
+    bool signs = !BYTES && take_signs(a.followers);
+    copy_norm_weights<S>(a.norm, facts->gain, facts->bias);
+    if (signs) begin_signs<S::N, TOKENS, S::THREADS>(a.followers, &facts->signs);
+    copy_commit();
+    if (threadIdx.x < RESIDUAL_PARTS) init_barrier(&facts->residual[threadIdx.x]);
     wait_for_kernels_before(p.n_tokens);
     bool dense = false;
     if (!BYTES && p.n_nonzero != NULL) { /* as in gemm_wgmma.cuh */
@@ -239,39 +237,38 @@ static __global__ void __launch_bounds__(NormShape<N16, TOKENS, WARPGROUPS, BYTE
 #pragma unroll
         for (int i = 0; i < TOKENS / 2; i++)
             acc[tile][i] = 0;
-    multiply_norm_terms<S>(p, n_terms, token, (uint4 *)shared, acc);
-    float *results = (float *)shared;
-    NormFacts<S::N, TOKENS> *facts = (NormFacts<S::N, TOKENS> *)(results + TOKENS * S::ROW);
-    bool signs = !BYTES && take_signs(a.followers);
+    multiply_norm_terms<S>(p, n_terms, token, (uint4 *)results, acc);
     __syncthreads(); /* all products are done with the operands */
-    copy_norm_weights<S>(a.norm, facts->gain, facts->bias);
-    copy_commit();
-    if (signs) begin_signs<S::N, TOKENS, S::THREADS>(a.followers, &facts->signs);
-    finish_product<S>(p, token, dense, acc, results);
-    copy_wait<0>();
+    if (warp == 0) fetch_residual<S>(residual, results, facts->residual);
+    finish_product<S>(p, token, dense, acc, facts->residual, results);
     __syncthreads();
 
     /* The two rows of a warp are 4 apart, in other banks. */
-    uint32_t l = threadIdx.x % LANES, warp = threadIdx.x / WARP;
-    uint32_t first = warp / 4 * 8 + warp % 4;
+    uint32_t l = threadIdx.x % LANES, row = warp / 4 * 8 + warp % 4 + threadIdx.x % WARP / LANES * 4;
 #pragma unroll 1
-    for (; first < TOKENS; first += S::THREADS / LANES) {
-        float *rows = results + first * S::ROW;
-        add_residual<S>(a.norm.residual + (size_t)(token + first) * S::N, rows);
-        __syncwarp();
-        uint32_t row = threadIdx.x % WARP / LANES * 4;
-        float value[N16], *y = rows + row * S::ROW;
+    for (; row < TOKENS; row += S::THREADS / LANES) {
+        float value[N16], *y = results + row * S::ROW;
 #pragma unroll
         for (int i = 0; i < N16; i++)
             value[i] = y[l + i * LANES];
+        if (signs) {
+            float mean, factor = centre<N16>(a.norm.eps, value, &mean);
+            if (l == 0) facts->signs.mean[row] = mean, facts->signs.factor[row] = factor;
+            continue;
+        }
         finish_norm<N16>(a.norm, NormPlaces{facts->gain, facts->bias, y}, l, value);
-        if (!signs) encode_followers<N16>(a.followers, token + first + row, l, value);
+        publish_tiles();
         __syncwarp();
-        store_rows<S>(rows, a.norm.y + (size_t)(token + first) * S::N);
+        if (l == 0) store_bulk(a.norm.y + (size_t)(token + row) * S::N, y, S::N * sizeof(float));
+        encode_followers<N16>(a.followers, token + row, l, value);
     }
-    if (!signs) return;
-    __syncthreads(); /* all rows are normalized */
-    encode_signs<S::N, TOKENS, S::THREADS>(a.followers, token, results, &facts->signs);
+    if (!signs) {
+        if (l == 0) end_stores();
+        return;
+    }
+    __syncthreads();
+    normalize_to_signs<S::N, TOKENS, S::THREADS>(a.norm, a.followers, token, facts->gain,
+                                                 facts->bias, results, &facts->signs);
     if (a.followers.later.counts && threadIdx.x < TOKENS)
         begin_token(a.followers.later, token + threadIdx.x);
 #else

@@ -166,6 +166,21 @@ static __device__ inline void copy_bulk(void *to, const void *from, uint32_t n_b
                  : "memory");
 }
 
+/* The other way: from shared memory, of which publish_tiles has told; end_stores before it is used
+ * again, or the block ends. */
+static __device__ inline void store_bulk(void *to, const void *from, uint32_t n_bytes)
+{
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
+                 "r"((uint32_t)__cvta_generic_to_shared(from)), "r"(n_bytes)
+                 : "memory");
+}
+
+static __device__ inline void end_stores()
+{
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
 static __device__ inline void wait_for_phase(uint64_t *barrier, uint32_t phase)
 {
     asm volatile("{.reg .pred done;\n"
@@ -181,8 +196,8 @@ static __device__ inline void copy_commit()
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-/* What this thread has stored in shared memory becomes visible to products; the block's barrier is
- * to follow. */
+/* What this thread has stored in shared memory becomes visible to products and bulk copies; a barrier
+ * is to follow. */
 static __device__ inline void publish_tiles()
 {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
