@@ -99,19 +99,29 @@ static __device__ inline bool are_dense(const Product &p, const BitsSteps &steps
     return __syncthreads_and(full) != 0;
 }
 
-/* The limits of sums before the ones of dense inputs are added; returns whether any is on the left. */
-static __device__ inline bool place_limits(const BitsProduct &of, uint32_t output, int32_t of_ones,
+/* What the model knows of a thread's output. */
+struct OutputLimits {
+    SumLimits limits;
+    int32_t ones; /* positive weights, where they are known */
+};
+
+static __device__ inline OutputLimits read_limits(const BitsProduct &of, uint32_t output)
+{
+    OutputLimits l = {SumLimits{-NO_LIMIT, 0}, 0};
+    if (threadIdx.x >= WGMMA_OUTPUTS) return l;
+    l.limits = of.limits[output + threadIdx.x];
+    if (of.product.n_nonzero != NULL) l.ones = (int32_t)of.product.row_ones[output + threadIdx.x];
+    return l;
+}
+
+/* The limits of sums before ones, so often, are added; returns whether any is on the left. */
+static __device__ inline bool place_limits(const OutputLimits &l, int32_t of_ones,
                                            SumLimits *limits)
 {
-    bool has_left = false;
-    if (threadIdx.x < WGMMA_OUTPUTS) {
-        uint32_t o = output + threadIdx.x;
-        int32_t ones = of_ones != 0 ? (int32_t)of.product.row_ones[o] * of_ones : 0;
-        SumLimits l = of.limits[o];
-        limits[place_of_output(threadIdx.x)] = SumLimits{l.left - ones, l.right - ones};
-        has_left = l.left > -NO_LIMIT;
-    }
-    return __syncthreads_or(has_left) != 0;
+    if (threadIdx.x < WGMMA_OUTPUTS)
+        limits[place_of_output(threadIdx.x)] =
+            SumLimits{l.limits.left - l.ones * of_ones, l.limits.right - l.ones * of_ones};
+    return __syncthreads_or(l.limits.left > -NO_LIMIT) != 0;
 }
 
 /* acc = or += a AND b over all columns of 64 tokens and 128 outputs, by descriptors. */
@@ -148,47 +158,59 @@ static __device__ inline void compare_sums(const int32_t acc[64], int32_t multip
     }
 }
 
-/* Where a thread's words go, and what they become: masks of the two codes, by planes. */
+/* Where a thread's words go, what they become (masks of the two codes, by planes), and what a bit of
+ * each code counts. */
 struct BitsTarget {
-    uint32_t *first; /* of token 0 */
+    uint32_t *words; /* of the thread's first token */
     size_t plane_words;
-    uint32_t n_planes, n_pieces, of_lower[2], of_greater[2];
+    uint32_t n_planes, next_words; /* to the token 8 further */
+    uint32_t of_lower[2], of_greater[2];
+    int32_t *code_sum;   /* of token 0; NULL: nothing is counted */
+    uint32_t *n_nonzero; /* NULL: not counted */
+    int32_t lower, greater;
 };
 
-static __device__ inline BitsTarget target_of(const Encoding &e, uint32_t output)
+static __device__ inline BitsTarget target_of(const Encoding &e, uint32_t output, uint32_t token)
 {
     BitsTarget t;
-    t.first = (uint32_t *)(e.planes + piece_place(0, output / PIECE_BITS, e.n_pieces)) +
+    t.words = (uint32_t *)(e.planes + piece_place(token, output / PIECE_BITS, e.n_pieces)) +
               threadIdx.x % 4;
     t.plane_words = e.plane_stride * 4;
     t.n_planes = n_planes_of(e);
-    t.n_pieces = e.n_pieces;
+    t.next_words = TILE_ROWS * e.n_pieces * 4;
     const uint2 codes = codes_of_two(e);
 #pragma unroll
     for (int plane = 0; plane < 2; plane++) {
         t.of_lower[plane] = 0u - (codes.x >> plane & 1);
         t.of_greater[plane] = 0u - (codes.y >> plane & 1);
     }
+    t.code_sum = e.counts ? e.code_sum : NULL;
+    t.n_nonzero = e.counts && e.form == FORM_SIGN ? e.n_nonzero : NULL;
+    t.lower = sum_of_planes(e, (int32_t)codes.x & 1, (int32_t)codes.x >> 1 & 1);
+    t.greater = sum_of_planes(e, (int32_t)codes.y & 1, (int32_t)codes.y >> 1 & 1);
     return t;
 }
 
-static __device__ inline void store_words(const BitsTarget &t, uint32_t token, uint32_t word)
+static __device__ inline void store_word_of(const BitsTarget &t, uint32_t *to, uint32_t word)
 {
-    uint32_t *to = t.first + piece_place(token, 0, t.n_pieces) * 4;
     to[0] = (word & t.of_greater[0]) | (~word & t.of_lower[0]);
     if (t.n_planes > 1) to[t.plane_words] = (word & t.of_greater[1]) | (~word & t.of_lower[1]);
 }
 
 /* Four neighbouring threads count their words of two tokens. */
-static __device__ inline void count_words(const Encoding &e, const uint32_t tokens[2],
+static __device__ inline void count_words(const BitsTarget &t, const uint32_t tokens[2],
                                           uint32_t n_tokens, const uint32_t words[2])
 {
     uint32_t counts = (uint32_t)__popc(words[0]) | (uint32_t)__popc(words[1]) << 16;
     counts += __shfl_xor_sync(ALL_THREADS, counts, 1);
     counts += __shfl_xor_sync(ALL_THREADS, counts, 2);
     uint32_t half = threadIdx.x % 4, token = half == 0 ? tokens[0] : tokens[1];
-    if (half < 2 && token < n_tokens)
-        count_greater(e, token, counts >> half * 16 & 0xFFFF, WGMMA_OUTPUTS);
+    if (half > 1 || token >= n_tokens) return;
+    int32_t n_greater = (int32_t)(counts >> half * 16 & 0xFFFF);
+    int32_t n_lower = WGMMA_OUTPUTS - n_greater;
+    atomicAdd(t.code_sum + token, n_greater * t.greater + n_lower * t.lower);
+    if (t.n_nonzero != NULL)
+        atomicAdd(t.n_nonzero + token, (uint32_t)(n_greater + (t.lower != 0 ? n_lower : 0)));
 }
 
 #endif
@@ -201,7 +223,6 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_bits_kernel(Bits
     BITM_DYNAMIC_SHARED(memory);
     const BitsProduct &of = a.of[blockIdx.x / a.n_blocks];
     const Product &p = of.product;
-    const Encoding &encoding = of.encoding;
     uint32_t output = blockIdx.x % a.n_blocks * WGMMA_OUTPUTS;
     BitsShared *shared = (BitsShared *)memory;
     uint64_t *barriers = shared->barriers;
@@ -211,7 +232,9 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_bits_kernel(Bits
         for (int stage = 0; stage < BITS_STAGES; stage++)
             init_barrier(&barriers[stage]);
     fetch_weights<PIECES>(p, a.n_weight_planes, output, weights);
-    BitsTarget target = target_of(encoding, output);
+    OutputLimits output_limits = read_limits(of, output);
+    uint32_t row = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+    BitsTarget target = target_of(of.encoding, output, blockIdx.y * WGMMA_TOKENS + row);
 
     wait_for_kernels_before(p.n_tokens);
     BitsSteps steps = {blockIdx.y, gridDim.y, p.n_terms, 0};
@@ -226,12 +249,12 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_bits_kernel(Bits
     int32_t of_ones = dense ? p.terms[steps.n_terms].multiplier : 0;
     int32_t multiplier = p.terms[steps.n_terms - 1].multiplier * (dense ? of_ones : 1);
     copy_wait<0>();
-    bool has_left = place_limits(of, output, of_ones, shared->limits);
+    bool has_left = place_limits(output_limits, of_ones, shared->limits);
     const SumLimits *limits = shared->limits + threadIdx.x % 4 * 2;
     const int32_t *code_sum = p.subtract_code_sum ? p.epilogue.tokens.code_sum : NULL;
     uint64_t weight_tiles = tile_descriptor(weights, PIECES);
     uint64_t input_tiles = tile_descriptor(stages + threadIdx.x / 128 * 64 * PIECES, PIECES);
-    uint32_t row = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+    size_t next_tile = (size_t)steps.n_parts * (WGMMA_TOKENS / TILE_ROWS) * target.next_words;
 
     uint32_t s = 0, stage = 0, phase = 0;
     for (uint32_t tile = steps.part; tile < n_tiles; tile += steps.n_parts) {
@@ -264,8 +287,10 @@ static __global__ void __launch_bounds__(WGMMA_THREADS, 2) gemm_bits_kernel(Bits
             compare_sums<false>(acc, multiplier, code_sums, limits, words);
 #pragma unroll
         for (int half = 0; half < 2; half++)
-            if (tokens[half] < p.n_tokens) store_words(target, tokens[half], words[half]);
-        if (encoding.counts) count_words(encoding, tokens, p.n_tokens, words);
+            if (tokens[half] < p.n_tokens)
+                store_word_of(target, target.words + half * target.next_words, words[half]);
+        target.words += next_tile;
+        if (target.code_sum != NULL) count_words(target, tokens, p.n_tokens, words);
     }
 #else
     (void)a;

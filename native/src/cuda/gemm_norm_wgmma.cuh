@@ -7,7 +7,7 @@
 #ifndef BITM_CUDA_GEMM_NORM_WGMMA_CUH
 #define BITM_CUDA_GEMM_NORM_WGMMA_CUH
 
-#include "encode_signs.cuh"
+#include "norm_signs.cuh"
 #include "gemm_wgmma_bytes.cuh"
 
 namespace bitm {
@@ -23,6 +23,9 @@ enum { RESIDUAL_PARTS = 4 };
 /* What lies in shared memory before the rows of results. */
 template <int N, int TOKENS> struct NormFacts {
     float gain[N], bias[N];
+    /* Of the product, so that nothing is loaded while the residual comes. */
+    float row_scale[N], row_bias[N], step[TOKENS];
+    int32_t row_ones[N], code_sum[TOKENS];
     SignFacts<N, TOKENS> signs;
     uint64_t residual[RESIDUAL_PARTS]; /* barriers of its copies */
 };
@@ -150,24 +153,23 @@ static __device__ inline void fetch_residual(const float *residual, float *resul
 
 /* Adds the linear's results to the rows, [TOKENS][ROW], of the residual. */
 template <typename S>
-static __device__ inline void finish_product(const Product &p, uint32_t token, bool dense,
+static __device__ inline void finish_product(const Product &p, bool dense,
                                              int32_t acc[S::TILES][S::TOKENS / 2],
-                                             uint64_t residual[RESIDUAL_PARTS], float *results)
+                                             NormFacts<S::N, S::TOKENS> *facts, float *results)
 {
-    const Epilogue &e = p.epilogue;
     uint32_t first =
         threadIdx.x / 128 * S::TILES * 64 + threadIdx.x % 128 / WARP * 16 + threadIdx.x % WARP / 4;
     float scale[S::TILES * 2], bias[S::TILES * 2];
 #pragma unroll
     for (int i = 0; i < S::TILES * 2; i++) {
-        scale[i] = e.row_scale[first + i / 2 * 64 + i % 2 * 8];
-        bias[i] = e.bias[first + i / 2 * 64 + i % 2 * 8];
+        scale[i] = facts->row_scale[first + i / 2 * 64 + i % 2 * 8];
+        bias[i] = facts->row_bias[first + i / 2 * 64 + i % 2 * 8];
     }
     if (dense) {
         int32_t multiplier = p.terms[1].multiplier;
 #pragma unroll
         for (int i = 0; i < S::TILES * 2; i++) {
-            int32_t ones = (int32_t)p.row_ones[first + i / 2 * 64 + i % 2 * 8];
+            int32_t ones = facts->row_ones[first + i / 2 * 64 + i % 2 * 8];
 #pragma unroll
             for (int j = 0; j < S::TOKENS / 4; j++) {
                 int32_t *sum = &acc[i / 2][j / 2 * 4 + i % 2 * 2 + j % 2];
@@ -178,11 +180,10 @@ static __device__ inline void finish_product(const Product &p, uint32_t token, b
 #pragma unroll
     for (int j = 0; j < S::TOKENS / 8; j++) { /* two tokens */
         if (j * RESIDUAL_PARTS % (S::TOKENS / 8) == 0)
-            wait_for_phase(&residual[j * RESIDUAL_PARTS * 8 / S::TOKENS], 0);
+            wait_for_phase(&facts->residual[j * RESIDUAL_PARTS * 8 / S::TOKENS], 0);
         uint32_t t = j * 8 + threadIdx.x % 4 * 2;
-        float2 step = *(const float2 *)(e.tokens.step + token + t);
-        int2 code_sum = make_int2(0, 0);
-        if (p.subtract_code_sum) code_sum = *(const int2 *)(e.tokens.code_sum + token + t);
+        float2 step = *(const float2 *)(facts->step + t);
+        int2 code_sum = *(const int2 *)(facts->code_sum + t);
         float *to = results + t * S::ROW + first;
 #pragma unroll
         for (int i = 0; i < S::TILES * 2; i++) {
@@ -194,13 +195,17 @@ static __device__ inline void finish_product(const Product &p, uint32_t token, b
     }
 }
 
-/* Starts to copy the norm's weights. */
+/* Starts to copy what the model knows of outputs. */
 template <typename S>
-static __device__ inline void copy_norm_weights(const Norm &a, float *gain, float *bias)
+static __device__ inline void copy_output_facts(const Product &p, const Norm &norm,
+                                                NormFacts<S::N, S::TOKENS> *facts)
 {
     for (uint32_t i = threadIdx.x * 4; i < S::N; i += S::THREADS * 4) {
-        copy_async(gain + i, a.gain + i);
-        copy_async(bias + i, a.bias + i);
+        copy_async(facts->gain + i, norm.gain + i);
+        copy_async(facts->bias + i, norm.bias + i);
+        copy_async(facts->row_scale + i, p.epilogue.row_scale + i);
+        copy_async(facts->row_bias + i, p.epilogue.bias + i);
+        if (p.n_nonzero != NULL) copy_async(facts->row_ones + i, p.row_ones + i);
     }
 }
 
@@ -220,11 +225,17 @@ static __global__ void __launch_bounds__(NormShape<N16, TOKENS, WARPGROUPS, BYTE
     NormFacts<S::N, TOKENS> *facts = (NormFacts<S::N, TOKENS> *)shared;
     float *results = (float *)(facts + 1);
     bool signs = !BYTES && take_signs(a.followers);
-    copy_norm_weights<S>(a.norm, facts->gain, facts->bias);
+    copy_output_facts<S>(p, a.norm, facts);
     if (signs) begin_signs<S::N, TOKENS, S::THREADS>(a.followers, &facts->signs);
     copy_commit();
     if (threadIdx.x < RESIDUAL_PARTS) init_barrier(&facts->residual[threadIdx.x]);
     wait_for_kernels_before(p.n_tokens);
+    if (threadIdx.x < TOKENS) {
+        const TokenFacts &tokens = p.epilogue.tokens;
+        facts->step[threadIdx.x] = tokens.step[token + threadIdx.x];
+        facts->code_sum[threadIdx.x] =
+            p.subtract_code_sum ? tokens.code_sum[token + threadIdx.x] : 0;
+    }
     bool dense = false;
     if (!BYTES && p.n_nonzero != NULL) { /* as in gemm_wgmma.cuh */
         bool full = threadIdx.x >= TOKENS || p.n_nonzero[token + threadIdx.x] == p.n_columns;
@@ -240,7 +251,7 @@ static __global__ void __launch_bounds__(NormShape<N16, TOKENS, WARPGROUPS, BYTE
     multiply_norm_terms<S>(p, n_terms, token, (uint4 *)results, acc);
     __syncthreads(); /* all products are done with the operands */
     if (warp == 0) fetch_residual<S>(residual, results, facts->residual);
-    finish_product<S>(p, token, dense, acc, facts->residual, results);
+    finish_product<S>(p, dense, acc, facts, results);
     __syncthreads();
 
     /* The two rows of a warp are 4 apart, in other banks. */

@@ -498,18 +498,6 @@ static __device__ inline void count_bits(const Encoding &e, size_t token, int32_
     if (e.form == FORM_SIGN) atomicAdd(e.n_nonzero + token, (uint32_t)second);
 }
 
-/* The same of n values, of which so many have the greater of two codes. */
-static __device__ inline void count_greater(const Encoding &e, size_t token, uint32_t n_greater,
-                                            uint32_t n)
-{
-    uint32_t counts[2] = {0, 0};
-    const uint2 codes = codes_of_two(e);
-#pragma unroll
-    for (uint32_t p = 0; p < 2; p++)
-        counts[p] = (codes.y >> p & 1) * n_greater + (codes.x >> p & 1) * (n - n_greater);
-    count_bits(e, token, (int32_t)counts[0], (int32_t)counts[1]);
-}
-
 /* What encode_kernel knows of a token besides its planes, from planes that other kernels have
  * written by static quantizers.  One warp a token. */
 static __global__ void plane_sums_kernel(Encoding e)

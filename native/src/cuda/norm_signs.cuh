@@ -2,8 +2,8 @@
  *
  * A thread takes 32 columns of a row, and makes whole words of signs: no bits are exchanged.  Rows of
  * N + 4 floats begin in other banks. */
-#ifndef BITM_CUDA_ENCODE_SIGNS_CUH
-#define BITM_CUDA_ENCODE_SIGNS_CUH
+#ifndef BITM_CUDA_NORM_SIGNS_CUH
+#define BITM_CUDA_NORM_SIGNS_CUH
 
 #include "hopper.cuh"
 #include "tokens.cuh"
