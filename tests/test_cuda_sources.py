@@ -85,7 +85,7 @@ def all_kernels() -> tuple[str, list[str]]:
         *[f"gemm_kernel<{b}, {kind}>" for b in ("true", "false") for kind in kinds],
         # Those of bits have two epilogues more, which write bits.
         *[f"gemm_wgmma_kernel<{n}, {kind}>" for n in (2, 4, 6) for kind in range(5)],
-        *[f"gemm_wgmma_three_kernel<{n}>" for n in (2, 4, 6)],
+        *[f"gemm_bits_kernel<{n}>" for n in (2, 4, 6, 8)],
         *[f"gemm_wgmma_bytes_kernel<{kind}>" for kind in kinds],
         *[f"add_norm_registers_kernel<{n}>" for n in (32, 48, 64)],
         *[f"embed_registers_kernel<{n}>" for n in (32, 48, 64)],
@@ -93,10 +93,9 @@ def all_kernels() -> tuple[str, list[str]]:
         *[f"attention_kernel<{n}>" for n in (0, 4)],
         *[f"attend_kernel<{b}, {t}>" for b in ("true", "false") for t in attentions],
         *[f"attend_kernel<true, 2, {n}, 64>" for n in (1, 2)],  # of codes
-        *[f"gemm_norm_kernel<{n}, 32, 2, false>" for n in (32, 48)],
-        *["gemm_norm_kernel<32, 32, 2, true>", "gemm_norm_kernel<48, 32, 3, true>"],
+        *[f"gemm_norm_kernel<32, 32, 2, {b}>" for b in ("true", "false")],
+        *[f"gemm_norm_kernel<{n}, 32, 4, {b}>" for n in (48, 64) for b in ("true", "false")],
         *[f"gemm_norm_kernel<48, 64, {n}>" for n in ("4, false", "3, true")],
-        *[f"gemm_norm_kernel<64, 32, 4, {b}>" for b in ("true", "false")],
         *[f"gemm_norm_cluster_kernel<{n}, true>" for n in (512, 768, 1024)],
         *[f"gemm_norm_cluster_kernel<{n}, false>" for n in (512, 768, 1024)],
     ]
