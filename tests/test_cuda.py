@@ -60,25 +60,30 @@ def sign_model(rng: np.random.Generator, **changes: object) -> ModelFile:
     return model
 
 
+def clear_column(model: ModelFile, names: list[str], column: int) -> None:
+    for name in names:
+        values = model.tensors[name].to_float32().copy()
+        values[column] = 0
+        model.tensors[name] = Tensor.from_float(values, DType.F32)
+
+
 def zero_model(rng: np.random.Generator) -> ModelFile:
     """The same with an input of the first layer's linears that has no sign."""
     model = sign_model(rng)
     names = ["embeddings.norm.gain", "embeddings.norm.bias"]
-    names += [f"layers.0.{name}.shift" for name in ("query", "key", "value")]
-    for name in names:
-        values = model.tensors[name].to_float32().copy()
-        values[3] = 0
-        model.tensors[name] = Tensor.from_float(values, DType.F32)
+    clear_column(model, names + [f"layers.0.{x}.shift" for x in ("query", "key", "value")], 3)
     return model
 
 
-def sign_attention_model(rng: np.random.Generator) -> ModelFile:
+def sign_attention_model(rng: np.random.Generator, zeros: bool = True) -> ModelFile:
     """The same with signs in attention too, some of them of 0, and probabilities of 0 and 1."""
     model = sign_model(rng)
     for layer in range(model.config.n_layers):
         for first, operand in enumerate(("query", "key", "value")):
             place = f"layers.{layer}.{operand}"
             model.quantizers[f"layers.{layer}.attention.{operand}"] = Quantizer(1, 0, -1, 1, 0.4)
+            if not zeros:
+                continue
             scales = model.tensors[f"{place}.weight"].scales
             assert scales is not None
             scales[3 * first :: 50] = 0
@@ -97,6 +102,7 @@ MODELS = {
     "sign": sign_model,
     "zero": zero_model,
     "signs in attention": sign_attention_model,
+    "no zeros in attention": lambda rng: sign_attention_model(rng, zeros=False),
 }
 
 
@@ -155,15 +161,92 @@ def test_every_shape(tmp_path: Path, mode: str, shape: tuple[int, int]) -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("shape", [(1, 1), (1, 64), (3, 65), (64, 17), (7, 130), (20, 512)])
-def test_attention_of_signs(tmp_path: Path, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("zeros", [True, False])  # False: sums are compared, exponentials looked up
+def test_attention_of_signs(tmp_path: Path, shape: tuple[int, int], zeros: bool) -> None:
     path = tmp_path / "m.bitm"
-    bitm_formats.write(path, sign_attention_model(np.random.default_rng(8)))
+    bitm_formats.write(path, sign_attention_model(np.random.default_rng(8), zeros))
     with Model(path, device="cpu") as cpu, Model(path, device="cuda") as gpu:
         ids, mask = random_batch(np.random.default_rng(3), cpu, shape)
         states = cpu.hidden_states(ids, mask)
         assert np.unique(states).size > 100
         for _ in range(3):  # the third run is a recorded one
             np.testing.assert_array_equal(gpu.hidden_states(ids, mask), states)
+
+
+def zeros_between(model: ModelFile, layer: str, rng: np.random.Generator) -> None:
+    """Inputs of linears after norms that have no sign."""
+    norms = [f"{layer}.{norm}" for norm in ("attention_norm", "output_norm")]
+    names = [f"{norm}.{what}" for norm in norms for what in ("gain", "bias")]
+    linears = ("query", "key", "value", "intermediate")
+    clear_column(model, names + [f"{layer}.{linear}.shift" for linear in linears], 3)
+
+
+def rising_codes(model: ModelFile, layer: str, rng: np.random.Generator) -> None:
+    """Codes after GELU that rise with the sum, where others also fall."""
+    scales = model.tensors[f"{layer}.intermediate.weight"].scales
+    assert scales is not None
+    scales[:] = np.abs(scales)
+    shift = -np.abs(model.tensors[f"{layer}.output.shift"].to_float32())
+    model.tensors[f"{layer}.output.shift"] = Tensor.from_float(shift, DType.F32)
+
+
+def signs_after_gelu(model: ModelFile, layer: str, rng: np.random.Generator) -> None:
+    model.quantizers[f"{layer}.output"] = Quantizer(1, 0, -1, 1, 0.4)
+
+
+def zeros_after_gelu(model: ModelFile, layer: str, rng: np.random.Generator) -> None:
+    """A sum of 0 gives a sign of 0."""
+    signs_after_gelu(model, layer, rng)
+    clear_column(model, [f"{layer}.intermediate.bias", f"{layer}.output.shift"], 5)
+
+
+def ternary_weights(model: ModelFile, layer: str, rng: np.random.Generator) -> None:
+    weight = model.tensors[f"{layer}.intermediate.weight"]
+    codes = rng.integers(-1, 2, weight.shape).astype(np.int8)
+    model.tensors[f"{layer}.intermediate.weight"] = Tensor.from_codes(
+        codes, scales=weight.scales, scale_layout=Layout.ROW
+    )
+
+
+def two_planes(model: ModelFile, layer: str, rng: np.random.Generator) -> None:
+    for linear in ("query", "key", "value", "attention_output", "intermediate"):
+        model.quantizers[f"{layer}.{linear}"] = Quantizer(2, 0, -2, 1, 0.5)
+
+
+def three_planes(model: ModelFile, layer: str, rng: np.random.Generator) -> None:
+    """Few levels, but codes of more than two planes."""
+    for linear in ("query", "key", "value", "attention_output", "intermediate"):
+        model.quantizers[f"{layer}.{linear}"] = Quantizer(2, 0, -1, 2, 0.5)
+    model.quantizers[f"{layer}.output"] = Quantizer(2, 0, 3, 4, 0.1)
+
+
+FEW_LEVELS = [
+    zeros_between,
+    rising_codes,
+    signs_after_gelu,
+    zeros_after_gelu,
+    ternary_weights,
+    two_planes,
+    three_planes,
+]
+
+
+@needs_gpu
+@pytest.mark.parametrize("change", FEW_LEVELS)
+@pytest.mark.parametrize("hidden_size", [128, 256, 512, 768, 1280])
+def test_codes_of_few_levels(tmp_path: Path, change: Any, hidden_size: int) -> None:
+    rng = np.random.default_rng(hidden_size)
+    model = sign_model(rng, hidden_size=hidden_size, n_heads=hidden_size // 64)
+    for n in range(model.config.n_layers):
+        change(model, f"layers.{n}", rng)
+    path = tmp_path / "m.bitm"
+    bitm_formats.write(path, model)
+    with Model(path, device="cpu") as cpu, Model(path, device="cuda") as gpu:
+        for batch in (1, 3, 16):  # half a block of tokens; clusters; neither
+            ids = rng.integers(0, 400, (batch, 64))
+            states = cpu.hidden_states(ids)
+            assert np.unique(states).size > 100
+            np.testing.assert_array_equal(gpu.hidden_states(ids), states)
 
 
 @needs_gpu

@@ -218,8 +218,8 @@ static void general_attention(const Work &w, const Layer &layer, const float *x)
     BITM_LAUNCH(general_attention_kernel, grid, GENERAL_THREADS, shared, stream, a);
 }
 
-/* Whether attention_signs_kernel computes a layer's attention.  Quantizers of these kinds are static,
- * do not clip, and have steps above 0 (SPEC.md 3.4). */
+/* Whether attention_signs_kernel computes a layer's attention.  Quantizers of these kinds are
+ * static, do not clip, and have steps above 0 (SPEC.md 3.4). */
 static bool can_attend_signs(const Work &w, const Layer &layer)
 {
     const bitm_device_model *model = w.session->model;
@@ -239,8 +239,8 @@ static bool can_encode_context(const Work &w, const Layer &layer)
     const bitm_device_model *model = w.session->model;
     const Linear &next = layer.attention_output;
     return (form_of(w, layer) == BITM_ATTENTION_FLOAT || can_attend_signs(w, layer)) &&
-           model->network.config->head_size == VALUE_COLUMNS &&
-           next.n_branches == 1 && pieces_of_bits(next.columns) * PIECE_BITS == next.columns &&
+           model->network.config->head_size == VALUE_COLUMNS && next.n_branches == 1 &&
+           pieces_of_bits(next.columns) * PIECE_BITS == next.columns &&
            can_follow_in_parts(w, next);
 }
 
@@ -306,7 +306,8 @@ static bool plan_attend(const Work &w, const Layer &layer, const float *x, Input
                                    branch->row_ones};
     }
     const Product &p = a->product;
-    if (are_bytes(inputs[0].form) && p.n_input_pieces != p.n_weight_pieces * BYTES_PIECES) return false;
+    if (are_bytes(inputs[0].form) && p.n_input_pieces != p.n_weight_pieces * BYTES_PIECES)
+        return false;
     a->n_weight_planes = layer.query.branches[0].n_planes;
     for (uint32_t t = 0; t < p.n_terms; t++)
         if (p.terms[t].input_plane >= a->n_input_planes)

@@ -36,13 +36,6 @@ struct Attention {
     Encoding encoding;
 };
 
-/* The word of a row's first plane that begins at a column. */
-static __device__ inline uint32_t *word_at(const Encoding &e, size_t token, uint32_t column)
-{
-    return (uint32_t *)(e.planes + piece_place(token, column / PIECE_BITS, e.n_pieces)) +
-           column % PIECE_BITS / 32;
-}
-
 /* Writes the word of a row's planes that begins at a column. */
 static __device__ inline void store_word(const Encoding &e, size_t token, bool is_row,
                                          uint32_t column, const uint32_t planes[2])

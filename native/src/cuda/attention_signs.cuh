@@ -3,10 +3,11 @@
  * All products are counts of bits.  Four neighbouring threads, a quad, have a query: thread t the
  * keys j for which j % 4 == t, and with them the lanes t, t + 4, t + 8 and t + 12 of the sum of
  * exponentials; later 16 of the context's components.  Keys come in chunks of 64, 16 of them a
- * thread's share.  With up to 64 keys a thread keeps what it knows of them in registers, with more
- * it counts anew for the greatest score, for the sum, and for the probabilities.
+ * thread's share.  A thread counts anew for the greatest score, for the sum, and for the
+ * probabilities.
  *
- * Where no sign is 0 ("dense"), exponentials are looked up by distance.  Blocks have a head and
+ * Where no sign is 0 ("dense"), exponentials are looked up by distance, and with up to 64 keys stay
+ * in registers.  Blocks have a head and
  * some of the queries of one sequence after another, so that the table is copied rarely. */
 #ifndef BITM_CUDA_ATTENTION_SIGNS_CUH
 #define BITM_CUDA_ATTENTION_SIGNS_CUH
@@ -327,8 +328,7 @@ static __device__ inline void attend_query(const SignAttention &a, const Signs &
     float exponentials[SHARE], lanes[SHARE / QUAD] = {};
 #pragma unroll 1
     for (uint32_t j = 0; j < end; j += CHUNK) {
-        if (!ONE)
-            find_distances<DENSE>(query, chunks[j / CHUNK].keys, t, n_tokens - j, distances);
+        if (!ONE) find_distances<DENSE>(query, chunks[j / CHUNK].keys, t, n_tokens - j, distances);
 #pragma unroll
         for (uint32_t i = 0; i < SHARE; i++) {
             exponentials[i] = exponential<DENSE>(a, nearest, distances[i]);

@@ -2,9 +2,9 @@
  * is compared with the limits of its output (sum_limits.cuh).
  *
  * Blocks stay: each has 128 outputs, whose weights lie in shared memory, and takes one 128 tokens
- * after another, which bulk copies bring while those before are multiplied.  Weights are in an order
- * in which a thread has sums of 32 neighbouring outputs, a whole word of a token's bits.  A kernel
- * computes up to three linears of the same sizes. */
+ * after another, which bulk copies bring while those before are multiplied.  Weights are in an
+ * order in which a thread has sums of 32 neighbouring outputs, a whole word of a token's bits.  A
+ * kernel computes up to three linears of the same sizes. */
 #ifndef BITM_CUDA_GEMM_BITS_WGMMA_CUH
 #define BITM_CUDA_GEMM_BITS_WGMMA_CUH
 
@@ -26,7 +26,7 @@ struct BitsProducts {
     uint32_t n_weight_planes; /* of the terms */
 };
 
-/* What a block's sums are compared with, in the order of weights, and the barriers of its copies. */
+/* What a block's sums are compared with, in the order of weights, and barriers of its copies. */
 struct BitsShared {
     SumLimits limits[WGMMA_OUTPUTS];
     uint64_t barriers[BITS_STAGES + 1]; /* an even number of them */
@@ -42,8 +42,8 @@ static __host__ __device__ inline uint32_t bits_shared_bytes(uint32_t n_pieces,
 
 #if BITM_HAS_WGMMA
 
-/* The place of an output's weights: of four neighbouring threads, each has sums of two neighbours in
- * every eight of them, and is to have those of a word. */
+/* The place of an output's weights: of four neighbouring threads, each has sums of two neighbours
+ * in every eight of them, and is to have those of a word. */
 static __device__ inline uint32_t place_of_output(uint32_t output)
 {
     return output % 32 / 2 * 8 + output / 32 * 2 + output % 2;
@@ -88,7 +88,7 @@ static __device__ inline void fetch_step(const Product &p, const BitsSteps &step
               n_bytes, &barriers[stage]);
 }
 
-/* Whether no input of a block's tokens is 0: as in gemm_wgmma_kernel, the last term is known then. */
+/* Whether no input of a block's tokens is 0: the last term is known then, as in gemm_wgmma.cuh. */
 static __device__ inline bool are_dense(const Product &p, const BitsSteps &steps)
 {
     bool full = true;
@@ -158,8 +158,8 @@ static __device__ inline void compare_sums(const int32_t acc[64], int32_t multip
     }
 }
 
-/* Where a thread's words go, what they become (masks of the two codes, by planes), and what a bit of
- * each code counts. */
+/* Where a thread's words go, what they become (masks of the two codes, by planes), and what a bit
+ * of each code counts. */
 struct BitsTarget {
     uint32_t *words; /* of the thread's first token */
     size_t plane_words;
@@ -173,8 +173,7 @@ struct BitsTarget {
 static __device__ inline BitsTarget target_of(const Encoding &e, uint32_t output, uint32_t token)
 {
     BitsTarget t;
-    t.words = (uint32_t *)(e.planes + piece_place(token, output / PIECE_BITS, e.n_pieces)) +
-              threadIdx.x % 4;
+    t.words = word_at(e, token, output + threadIdx.x % 4 * 32);
     t.plane_words = e.plane_stride * 4;
     t.n_planes = n_planes_of(e);
     t.next_words = TILE_ROWS * e.n_pieces * 4;
@@ -209,8 +208,7 @@ static __device__ inline void count_words(const BitsTarget &t, const uint32_t to
     int32_t n_greater = (int32_t)(counts >> half * 16 & 0xFFFF);
     int32_t n_lower = WGMMA_OUTPUTS - n_greater;
     atomicAdd(t.code_sum + token, n_greater * t.greater + n_lower * t.lower);
-    if (t.n_nonzero != NULL)
-        atomicAdd(t.n_nonzero + token, (uint32_t)(n_greater + (t.lower != 0 ? n_lower : 0)));
+    if (t.n_nonzero != NULL) atomicAdd(t.n_nonzero + token, (uint32_t)WGMMA_OUTPUTS);
 }
 
 #endif

@@ -132,8 +132,7 @@ static __device__ inline void encode_four_bits(const Encoding &e, size_t token, 
     add_bits<RULE>(e, values[2] + shift.z, 2, planes);
     add_bits<RULE>(e, values[3] + shift.w, 3, planes);
     finish_bits<RULE>(e, planes);
-    uint32_t *word = (uint32_t *)(e.planes + piece_place(token, column / PIECE_BITS, e.n_pieces)) +
-                     column % PIECE_BITS / WARP;
+    uint32_t *word = word_at(e, token, column);
 #pragma unroll
     for (uint32_t p = 0; p < 2; p++) {
         if (p >= n_planes_of(e)) continue;

@@ -1,14 +1,15 @@
 /* A product, the residual, the norm and the inputs of what follows in one kernel, on Hopper.
  *
  * A block computes all outputs of TOKENS tokens, so that it has whole rows for the norm: outputs
- * are the left operand, tokens the right one.  After the products bulk copies bring the residual into
- * rows in the operands' place, and results are added to it as it comes; then 16 threads take a row
- * each as in tokens.cuh.  The floats between a linear and its norm go through no other memory. */
+ * are the left operand, tokens the right one.  After the products bulk copies bring the residual
+ * into rows in the operands' place, and results are added to it as it comes; then 16 threads take a
+ * row each as in tokens.cuh.  The floats between a linear and its norm go through no
+ * other memory. */
 #ifndef BITM_CUDA_GEMM_NORM_WGMMA_CUH
 #define BITM_CUDA_GEMM_NORM_WGMMA_CUH
 
-#include "norm_signs.cuh"
 #include "gemm_wgmma_bytes.cuh"
+#include "norm_signs.cuh"
 
 namespace bitm {
 
@@ -49,8 +50,8 @@ template <int N16, int TOKENS_, int WARPGROUPS, bool BYTES_> struct NormShape {
         ROOM = (MOST_BYTES - FACT_BYTES) / STAGE_BYTES,
         STAGES = ROOM < 8 ? ROOM : 8,
         ROW_BYTES = ROW * TOKENS * 4,
-        SHARED_BYTES =
-            FACT_BYTES + (STAGES * STAGE_BYTES > ROW_BYTES ? STAGES * STAGE_BYTES : ROW_BYTES),
+        SHARED_BYTES = FACT_BYTES +
+            (STAGES * STAGE_BYTES > ROW_BYTES ? STAGES * STAGE_BYTES : ROW_BYTES),
     };
     static_assert(STAGES >= 3 && SHARED_BYTES <= MOST_BYTES && FACT_BYTES % 16 == 0, "");
 };
@@ -255,7 +256,8 @@ static __global__ void __launch_bounds__(NormShape<N16, TOKENS, WARPGROUPS, BYTE
     __syncthreads();
 
     /* The two rows of a warp are 4 apart, in other banks. */
-    uint32_t l = threadIdx.x % LANES, row = warp / 4 * 8 + warp % 4 + threadIdx.x % WARP / LANES * 4;
+    uint32_t l = threadIdx.x % LANES,
+             row = warp / 4 * 8 + warp % 4 + threadIdx.x % WARP / LANES * 4;
 #pragma unroll 1
     for (; row < TOKENS; row += S::THREADS / LANES) {
         float value[N16], *y = results + row * S::ROW;

@@ -235,8 +235,7 @@ static __device__ inline void store_product_bits(const Product &p, const Encodin
     for (int half = 0; half < 2; half++) {
         int32_t n_bits[2] = {0, 0};
         bool is_token = tokens[half] < p.n_tokens;
-        uint32_t *row =
-            (uint32_t *)(e.planes + piece_place(tokens[half], output / PIECE_BITS, e.n_pieces));
+        uint32_t *row = word_at(e, tokens[half], output);
 #pragma unroll
         for (uint32_t plane = 0; plane < 2; plane++) {
             if (plane >= n_planes_of(e)) continue;

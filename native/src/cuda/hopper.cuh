@@ -196,8 +196,8 @@ static __device__ inline void copy_commit()
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-/* What this thread has stored in shared memory becomes visible to products and bulk copies; a barrier
- * is to follow. */
+/* What this thread has stored in shared memory becomes visible to products and bulk copies; a
+ * barrier is to follow. */
 static __device__ inline void publish_tiles()
 {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

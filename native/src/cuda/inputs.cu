@@ -184,10 +184,12 @@ bool takes_free_codes(const Work &w, const Linear &linear)
 bool can_follow_in_parts(const Work &w, const Linear &linear)
 {
     const Branch &branch = linear.branches[0];
-    const Quantizer &q = branch.quantizer;
     bitm_input_form form = form_of(w, branch);
-    return takes_x(branch) && has_thresholds(q) &&
-           (form == BITM_INPUT_SIGN || form == BITM_INPUT_PLANES);
+    if (!takes_x(branch) || !has_thresholds(branch.quantizer)) return false;
+    const int32_t *weights;
+    return form == BITM_INPUT_SIGN ||
+           (form == BITM_INPUT_PLANES &&
+            bitm_quantizer_planes(branch.host->quantizer, &weights) <= 2);
 }
 
 /* The same of a kernel that has whole rows: bytes too, by the runtime's own quantizer. */

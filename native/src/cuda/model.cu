@@ -4,10 +4,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "sum_limits.cuh"
 #include "gemm_wgmma.cuh"
 #include "host.h"
 #include "sign_exponentials.cuh"
+#include "sum_limits.cuh"
 
 namespace bitm {
 
@@ -55,11 +55,11 @@ static Matrix matrix_of(const bitm_device_model *model, const bitm_matrix &matri
     return m;
 }
 
-/* Planes [n_planes, rows, words] of the file to tiles [n_planes, padded rows, n_pieces]; bit1 has the
- * plane of positive weights; tern positive, then nonzero, where the file has nonzero first. */
+/* Planes [n_planes, rows, words] of the file to tiles [n_planes, padded rows, n_pieces]; bit1 has
+ * the plane of positive weights; tern positive, then nonzero, where the file has nonzero first. */
 static __global__ void pack_kernel(const uint64_t *from, uint32_t n_planes, uint32_t rows,
-                            uint32_t n_words, uint32_t padded_rows, uint32_t n_pieces,
-                            bool for_bytes, uint4 *to)
+                                   uint32_t n_words, uint32_t padded_rows, uint32_t n_pieces,
+                                   bool for_bytes, uint4 *to)
 {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     uint32_t piece = (uint32_t)(i % n_pieces), row = (uint32_t)(i / n_pieces % padded_rows);
@@ -79,7 +79,7 @@ static __global__ void pack_kernel(const uint64_t *from, uint32_t n_planes, uint
 
 /* ones [rows] of a plane of tiles */
 static __global__ void count_ones_kernel(const uint4 *plane, uint32_t rows, uint32_t n_pieces,
-                                  uint32_t *ones)
+                                         uint32_t *ones)
 {
     uint32_t row = blockIdx.x * blockDim.x + threadIdx.x, n = 0;
     if (row >= rows) return;
@@ -123,7 +123,8 @@ static void bind_linear(bitm_device_model *model, const bitm_linear &host, bitm_
         to.n_pieces = pieces_of_bits(host.columns);
         size_t n = (size_t)to.n_planes * padded_rows(host.rows) * to.n_pieces;
         uint4 *planes = (uint4 *)bitm_arena_take(arena, n, sizeof(uint4));
-        uint32_t *ones = (uint32_t *)bitm_arena_take(arena, padded_rows(host.rows), sizeof(uint32_t));
+        uint32_t *ones =
+            (uint32_t *)bitm_arena_take(arena, padded_rows(host.rows), sizeof(uint32_t));
         if (planes == NULL) continue;
         to.planes = planes;
         BITM_LAUNCH(pack_kernel, (uint32_t)((n + 255) / 256), 256, 0, 0,
@@ -139,24 +140,27 @@ static void bind_linear(bitm_device_model *model, const bitm_linear &host, bitm_
 /* Linears of a layer whose results may become codes of two levels. */
 enum { LIMITED_LINEARS = 4 };
 
-/* Takes the limits of a linear's sums for the quantizer of two levels that follows, if there is one;
- * shift: of that. */
-static void bind_sum_limits(bitm_arena *arena, Linear *linear, bool has_gelu, const Quantizer &next,
-                            const float *shift, uint32_t *n_unknown)
+/* Takes the limits of a linear's sums for the quantizer of two levels that follows, if there is
+ * one; shift: of that.  Only where gemm_bits_kernel takes the linear's inputs. */
+static void bind_sum_limits(const bitm_device_model *model, bitm_arena *arena, uint32_t number,
+                            Linear *linear, bool has_gelu, const Quantizer &next,
+                            const float *shift)
 {
     Branch &branch = linear->branches[0];
     const Quantizer &of_inputs = branch.quantizer;
     bool is_int = next.kind == KIND_INT;
-    if (linear->n_branches != 1 || !has_thresholds(next) || (is_int && next.hi - next.lo != 1.0F))
+    if (model->has_wgmma == 0 || linear->n_branches != 1 || branch.n_planes == 0 ||
+        branch.n_pieces > LIMITED_PIECES || branch.row_offset != NULL || branch.row_base != NULL)
         return;
-    if (!has_thresholds(of_inputs) || branch.n_planes == 0 || branch.row_offset != NULL ||
-        branch.row_base != NULL)
+    if (!has_thresholds(next) || (is_int && next.hi - next.lo != 1.0F)) return;
+    bitm_input_form form = bitm_inputs_form(BITM_ACTIVATIONS_INT8, branch.host);
+    if (!has_thresholds(of_inputs) || (form != BITM_INPUT_SIGN && form != BITM_INPUT_PLANES))
         return;
     SumLimits *limits = (SumLimits *)bitm_arena_take(arena, linear->rows, sizeof(SumLimits));
     if (limits == NULL) return;
-    float most = of_inputs.kind != KIND_INT       ? 1.0F
-                 : of_inputs.hi > -of_inputs.lo ? of_inputs.hi
-                                                  : -of_inputs.lo;
+    float most = 1.0F; /* of a code */
+    if (of_inputs.kind == KIND_INT)
+        most = of_inputs.hi > -of_inputs.lo ? of_inputs.hi : -of_inputs.lo;
     SumLimitsOf of = {};
     of.row_scale = branch.row_scale;
     of.bias = branch.bias;
@@ -166,21 +170,22 @@ static void bind_sum_limits(bitm_arena *arena, Linear *linear, bool has_gelu, co
     of.has_gelu = has_gelu;
     of.is_sign = next.kind == KIND_SIGN;
     of.most = (int32_t)most * (int32_t)linear->columns;
-    BITM_LAUNCH(sum_limits_kernel, linear->rows, LIMITS_THREADS, 0, 0, of, limits, n_unknown);
+    BITM_LAUNCH(sum_limits_kernel, linear->rows, LIMITS_THREADS, 0, 0, of, limits,
+                model->unknown_limits + number);
     branch.sum_limits = limits;
 }
 
-static void bind_limits(const bitm_file_config *config, bitm_arena *arena, Layer *layer,
-                        uint32_t n_unknown[LIMITED_LINEARS])
+/* The linears of layer n, in the order of forget_unknown_limits. */
+static void bind_limits(const bitm_device_model *model, bitm_arena *arena, uint32_t n, Layer *layer)
 {
     const Branch &output = layer->output.branches[0];
-    bool has_gelu = config->hidden_activation == BITM_ACTIVATION_GELU;
-    if (has_gelu || config->hidden_activation == 0)
-        bind_sum_limits(arena, &layer->intermediate, has_gelu, output.quantizer, output.shift,
-                        &n_unknown[0]);
-    bind_sum_limits(arena, &layer->query, false, layer->quantize_query, NULL, &n_unknown[1]);
-    bind_sum_limits(arena, &layer->key, false, layer->quantize_key, NULL, &n_unknown[2]);
-    bind_sum_limits(arena, &layer->value, false, layer->quantize_value, NULL, &n_unknown[3]);
+    uint32_t number = n * LIMITED_LINEARS;
+    if (model->network.config->hidden_activation == BITM_ACTIVATION_GELU)
+        bind_sum_limits(model, arena, number, &layer->intermediate, true, output.quantizer,
+                        output.shift);
+    bind_sum_limits(model, arena, number + 1, &layer->query, false, layer->quantize_query, NULL);
+    bind_sum_limits(model, arena, number + 2, &layer->key, false, layer->quantize_key, NULL);
+    bind_sum_limits(model, arena, number + 3, &layer->value, false, layer->quantize_value, NULL);
 }
 
 /* Leaves out limits that do not tell all codes of a linear. */
@@ -219,9 +224,9 @@ static NormWeights norm_of(const bitm_device_model *model, const bitm_norm &norm
     return weights;
 }
 
-static void bind_layer(bitm_device_model *model, const bitm_layer &host, bitm_arena *arena,
-                       Layer *layer, uint32_t n_unknown[LIMITED_LINEARS])
+static void bind_layer(bitm_device_model *model, uint32_t n, bitm_arena *arena, Layer *layer)
 {
+    const bitm_layer &host = model->network.layers[n];
     bind_linear(model, host.query, arena, &layer->query);
     bind_linear(model, host.key, arena, &layer->key);
     bind_linear(model, host.value, arena, &layer->value);
@@ -240,21 +245,20 @@ static void bind_layer(bitm_device_model *model, const bitm_layer &host, bitm_ar
     bind_sign_exponentials(*model->network.config, arena, layer);
     layer->attention_norm = norm_of(model, host.attention_norm);
     layer->output_norm = norm_of(model, host.output_norm);
-    bind_limits(model->network.config, arena, layer, n_unknown);
+    bind_limits(model, arena, n, layer);
 }
 
 static void bind(bitm_device_model *model, bitm_arena *arena)
 {
     const bitm_network &network = model->network;
     uint32_t n_layers = network.config->n_layers;
-    model->unknown_limits = (uint32_t *)bitm_arena_take(arena, (size_t)n_layers * LIMITED_LINEARS,
-                                                        sizeof(uint32_t));
+    model->unknown_limits =
+        (uint32_t *)bitm_arena_take(arena, (size_t)n_layers * LIMITED_LINEARS, sizeof(uint32_t));
     if (model->unknown_limits != NULL) /* upload asks for the last error */
         (void)cudaMemsetAsync(model->unknown_limits, 0,
                               (size_t)n_layers * LIMITED_LINEARS * sizeof(uint32_t));
     for (uint32_t n = 0; n < n_layers; n++)
-        bind_layer(model, network.layers[n], arena, &model->layers[n],
-                   model->unknown_limits + n * LIMITED_LINEARS);
+        bind_layer(model, n, arena, &model->layers[n]);
     bind_linear(model, network.pooler, arena, &model->pooler);
     bind_linear(model, network.mlm_transform, arena, &model->mlm_transform);
     bind_linear(model, network.mlm_decoder, arena, &model->mlm_decoder);
@@ -283,7 +287,8 @@ static bitm_status upload(bitm_device_model *model, bitm_error *err)
     bitm_arena arena = {};
     bind(model, &arena);
     if (arena.overflow)
-        return bitm_fail(err, BITM_NO_MEMORY, "the model needs more memory than there are addresses");
+        return bitm_fail(err, BITM_NO_MEMORY,
+                         "the model needs more memory than there are addresses");
     if (arena.n_used == 0) return BITM_OK;
     BITM_CUDA_TRY(cudaMalloc((void **)&model->packed, arena.n_used),
                   "memory of the model's bits on the device", err);

@@ -1,7 +1,7 @@
 /* Norms of rows that lie in shared memory, and their signs for what follows, on Hopper.
  *
- * A thread takes 32 columns of a row, and makes whole words of signs: no bits are exchanged.  Rows of
- * N + 4 floats begin in other banks. */
+ * A thread takes 32 columns of a row, and makes whole words of signs: no bits are exchanged.  Rows
+ * of N + 4 floats begin in other banks. */
 #ifndef BITM_CUDA_NORM_SIGNS_CUH
 #define BITM_CUDA_NORM_SIGNS_CUH
 
@@ -105,13 +105,12 @@ static __device__ inline uint2 signs_of_columns(const float x[32], const float *
     return any_zero ? find_zero_signs(values, shift) : word;
 }
 
-/* y, of rows [TOKENS][N + 4] whose means and factors are known, and their signs: those of the tokens
- * from `token` on. */
+/* y, of rows [TOKENS][N + 4] whose means and factors are known, and their signs: those of the
+ * tokens from `token` on. */
 template <int N, int TOKENS, int THREADS>
-static __device__ inline void normalize_to_signs(const Norm &norm, const Followers &followers,
-                                                 uint32_t token, const float *gain,
-                                                 const float *bias, float *rows,
-                                                 SignFacts<N, TOKENS> *facts)
+static __device__ inline void
+normalize_to_signs(const Norm &norm, const Followers &followers, uint32_t token, const float *gain,
+                   const float *bias, float *rows, SignFacts<N, TOKENS> *facts)
 {
     enum : uint32_t { WORDS = N / 32, PARTS = WORDS * (TOKENS / WARP) };
 #pragma unroll 1
@@ -128,8 +127,7 @@ static __device__ inline void normalize_to_signs(const Norm &norm, const Followe
         for (uint32_t k = 0; k < followers.n; k++) {
             const Encoding &e = followers.encodings[k];
             uint2 signs = signs_of_columns(x, values, facts->shift[k] + word * 32);
-            uint32_t *to =
-                (uint32_t *)(e.planes + piece_place(token + row, word / 4, e.n_pieces)) + word % 4;
+            uint32_t *to = word_at(e, token + row, word * 32);
             to[0] = signs.x;
             to[e.plane_stride * 4] = signs.y;
             int32_t *n_signs = facts->n_signs[k][row];

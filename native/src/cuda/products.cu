@@ -283,20 +283,19 @@ bool can_write_planes(const Work &w, const Linear &linear, uint32_t activation)
 static bool compare_sums(const Work &w, const Branch *const branches[], const Product products[],
                          const Encoding encodings[], uint32_t n)
 {
-    enum { BLOCKS_OF_MULTIPROCESSOR = 2, MOST_PIECES = 8 };
+    enum { BLOCKS_OF_MULTIPROCESSOR = 2 };
     const Product &p = products[0];
     BitsProducts all = {};
+    all.n_weight_planes = branches[0]->n_planes;
     all.n_blocks = p.n_outputs / WGMMA_OUTPUTS;
     for (uint32_t i = 0; i < n; i++) {
-        if (branches[i]->sum_limits == NULL || products[i].n_terms != p.n_terms ||
-            products[i].n_outputs != p.n_outputs)
+        if (branches[i]->sum_limits == NULL || branches[i]->n_planes != all.n_weight_planes ||
+            products[i].n_terms != p.n_terms || products[i].n_outputs != p.n_outputs)
             return false;
         all.of[i] = BitsProduct{products[i], encodings[i], branches[i]->sum_limits};
-        if (branches[i]->n_planes > all.n_weight_planes)
-            all.n_weight_planes = branches[i]->n_planes;
     }
     uint32_t shared = bits_shared_bytes(p.n_input_pieces, all.n_weight_planes);
-    if (p.n_input_pieces > MOST_PIECES || shared > w.session->model->shared_bytes) return false;
+    if (shared > w.session->model->shared_bytes) return false;
     uint32_t n_tiles = ceil_div(p.n_tokens, WGMMA_TOKENS), n_blocks = all.n_blocks * n;
     uint32_t parts = w.session->model->n_multiprocessors * BLOCKS_OF_MULTIPROCESSOR / n_blocks;
     uint32_t rounds = ceil_div(n_tiles, parts > 0 ? parts : 1);
@@ -342,8 +341,7 @@ void run_linear_to_bits(const Work &w, const Linear &linear, const float *x, uin
     plan_in_parts(w, next, next_inputs, &encoding);
     Product p = product_of(w, branch, *inputs, linear.columns);
     p.epilogue = epilogue_of(branch, *inputs, activation, NULL);
-    if (!compare_sums(w, &branch, &p, &encoding, 1))
-        launch_with_epilogue(w, p, false, &encoding);
+    if (!compare_sums(w, &branch, &p, &encoding, 1)) launch_with_epilogue(w, p, false, &encoding);
     sum_planes(w, encoding);
 }
 

@@ -136,6 +136,13 @@ static __device__ inline uint32_t n_planes_of(const Encoding &e)
     return e.form == FORM_SIGN ? 2 : e.n_planes;
 }
 
+/* The word of a row's first plane that begins at a column. */
+static __device__ inline uint32_t *word_at(const Encoding &e, size_t token, uint32_t column)
+{
+    return (uint32_t *)(e.planes + piece_place(token, column / PIECE_BITS, e.n_pieces)) +
+           column % PIECE_BITS / 32;
+}
+
 static __device__ inline float shifted(const Encoding &e, const float *x, uint32_t i)
 {
     return clipped(e.quantizer, e.shift != NULL ? x[i] + e.shift[i] : x[i]);
@@ -312,7 +319,7 @@ enum BitsRule {
 
 static __device__ inline BitsRule bits_rule(const Encoding &e)
 {
-    if (e.form == FORM_SIGN && e.quantizer.lo < 0.0F) return RULE_SIGNS;
+    if (e.form == FORM_SIGN) return RULE_SIGNS;
     return e.n_thresholds == 1 ? RULE_TWO_LEVELS : RULE_LEVELS;
 }
 
@@ -342,7 +349,7 @@ static __device__ inline uint2 codes_of_two(const Encoding &e)
 {
     uint32_t lower = (uint32_t)(int32_t)e.quantizer.lo;
     if (e.form != FORM_SIGN) return make_uint2(lower, lower + 1);
-    return make_uint2(e.quantizer.lo < 0.0F ? 2 : 0, 3); /* positive and nonzero */
+    return make_uint2(2, 3); /* positive and nonzero: -1 and 1 */
 }
 
 /* Planes, from bits of the values that have the greater of two codes. */

@@ -7,7 +7,10 @@
 
 namespace bitm {
 
-enum { LIMITS_THREADS = 256 };
+enum {
+    LIMITS_THREADS = 256,
+    LIMITED_PIECES = 8, /* of a row of inputs, at most: what gemm_bits_kernel takes */
+};
 
 /* What becomes of the sums of a linear: fmaf(sum, row_scale * step, bias), GELU, shift, code. */
 struct SumLimitsOf {
