@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def sign_attention_model(rng: np.random.Generator, zeros: bool = True) -> ModelF
     return model
 
 
-MODELS = {
+MODELS: dict[str, Callable[[np.random.Generator], ModelFile]] = {
     "tiny": lambda rng: masked_lm(rng),
     "columns": lambda rng: masked_lm(
         rng, config(head_size=16), scale_layout=Layout.COLUMN, offset_layout=Layout.ROW
