@@ -176,8 +176,8 @@ void run_linear_encoded(const Work &w, const Linear &linear, const float *x, uin
 /* Whether a product can write its outputs as planes of bits. */
 bool can_write_planes(const Work &w, const Linear &linear, uint32_t activation);
 
-/* Planes of three linears of x by encodings of their own, in one kernel, where each
- * can_write_planes. */
+/* Planes of three linears of x by encodings of their own, where each can_write_planes; in one
+ * kernel where sums tell them. */
 void run_three_to_planes(const Work &w, const Linear *const linears[3], const float *x,
                          const Encoding encodings[3], Inputs inputs[3]);
 

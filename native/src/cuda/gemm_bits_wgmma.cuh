@@ -158,13 +158,12 @@ static __device__ inline void compare_sums(const int32_t acc[64], int32_t multip
     }
 }
 
-/* Where a thread's words go, what they become (masks of the two codes, by planes), and what a bit
- * of each code counts. */
+/* Where a thread's words go, what they become, and what a bit of each code counts. */
 struct BitsTarget {
     uint32_t *words; /* of the thread's first token */
     size_t plane_words;
     uint32_t n_planes, next_words; /* to the token 8 further */
-    uint32_t of_lower[2], of_greater[2];
+    CodeMasks masks;
     int32_t *code_sum;   /* of token 0; NULL: nothing is counted */
     uint32_t *n_nonzero; /* NULL: not counted */
     int32_t lower, greater;
@@ -177,12 +176,8 @@ static __device__ inline BitsTarget target_of(const Encoding &e, uint32_t output
     t.plane_words = e.plane_stride * 4;
     t.n_planes = n_planes_of(e);
     t.next_words = TILE_ROWS * e.n_pieces * 4;
+    t.masks = masks_of_two(e);
     const uint2 codes = codes_of_two(e);
-#pragma unroll
-    for (int plane = 0; plane < 2; plane++) {
-        t.of_lower[plane] = 0u - (codes.x >> plane & 1);
-        t.of_greater[plane] = 0u - (codes.y >> plane & 1);
-    }
     t.code_sum = e.counts ? e.code_sum : NULL;
     t.n_nonzero = e.counts && e.form == FORM_SIGN ? e.n_nonzero : NULL;
     t.lower = sum_of_planes(e, (int32_t)codes.x & 1, (int32_t)codes.x >> 1 & 1);
@@ -192,8 +187,8 @@ static __device__ inline BitsTarget target_of(const Encoding &e, uint32_t output
 
 static __device__ inline void store_word_of(const BitsTarget &t, uint32_t *to, uint32_t word)
 {
-    to[0] = (word & t.of_greater[0]) | (~word & t.of_lower[0]);
-    if (t.n_planes > 1) to[t.plane_words] = (word & t.of_greater[1]) | (~word & t.of_lower[1]);
+    to[0] = plane_of_greater(t.masks, 0, word);
+    if (t.n_planes > 1) to[t.plane_words] = plane_of_greater(t.masks, 1, word);
 }
 
 /* Four neighbouring threads count their words of two tokens. */

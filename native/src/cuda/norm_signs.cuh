@@ -74,21 +74,19 @@ template <int N> static __device__ inline void store_columns(const float *rows, 
 }
 
 /* Words of 32 columns of which some shifted value is 0 or a NaN. */
-static __device__ inline uint2 find_zero_signs(const float *values, const float *shift)
+static __device__ inline uint2 find_zero_signs(const Encoding &e, const float *values,
+                                               const float *shift)
 {
-    uint2 word = make_uint2(0, 0);
+    uint32_t planes[2] = {0, 0};
 #pragma unroll 1
-    for (uint32_t i = 0; i < 32; i++) {
-        float z = values[i] + shift[i];
-        word.x |= (uint32_t)(z > 0.0F) << i;
-        word.y |= (uint32_t)(fabsf(z) > 0.0F) << i;
-    }
-    return word;
+    for (uint32_t i = 0; i < 32; i++)
+        add_bits<RULE_SIGNS>(e, values[i] + shift[i], i, planes);
+    return make_uint2(planes[0], planes[1]);
 }
 
 /* The signs of 32 columns, positive and nonzero: x, which `values` has, too. */
-static __device__ inline uint2 signs_of_columns(const float x[32], const float *values,
-                                                const float *shift)
+static __device__ inline uint2 signs_of_columns(const Encoding &e, const float x[32],
+                                                const float *values, const float *shift)
 {
     uint2 word = make_uint2(0, 0xFFFFFFFFu);
     bool any_zero = false;
@@ -102,7 +100,7 @@ static __device__ inline uint2 signs_of_columns(const float x[32], const float *
             any_zero |= !(fabsf(turned[c]) > 0.0F);
         }
     }
-    return any_zero ? find_zero_signs(values, shift) : word;
+    return any_zero ? find_zero_signs(e, values, shift) : word;
 }
 
 /* y, of rows [TOKENS][N + 4] whose means and factors are known, and their signs: those of the
@@ -126,7 +124,7 @@ normalize_to_signs(const Norm &norm, const Followers &followers, uint32_t token,
 #pragma unroll 1
         for (uint32_t k = 0; k < followers.n; k++) {
             const Encoding &e = followers.encodings[k];
-            uint2 signs = signs_of_columns(x, values, facts->shift[k] + word * 32);
+            uint2 signs = signs_of_columns(e, x, values, facts->shift[k] + word * 32);
             uint32_t *to = word_at(e, token + row, word * 32);
             to[0] = signs.x;
             to[e.plane_stride * 4] = signs.y;

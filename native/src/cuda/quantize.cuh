@@ -352,21 +352,37 @@ static __device__ inline uint2 codes_of_two(const Encoding &e)
     return make_uint2(2, 3); /* positive and nonzero: -1 and 1 */
 }
 
-/* Planes, from bits of the values that have the greater of two codes. */
-static __device__ inline void planes_of_greater(const Encoding &e, uint32_t planes[2])
+/* The same as masks, by planes. */
+struct CodeMasks {
+    uint32_t lower[2], greater[2];
+};
+
+static __device__ inline CodeMasks masks_of_two(const Encoding &e)
 {
-    uint32_t bits = planes[0];
     const uint2 codes = codes_of_two(e);
+    CodeMasks masks;
 #pragma unroll
     for (uint32_t p = 0; p < 2; p++) {
-        uint32_t of_greater = 0u - (codes.y >> p & 1), of_lower = 0u - (codes.x >> p & 1);
-        planes[p] = (bits & of_greater) | (~bits & of_lower);
+        masks.lower[p] = 0u - (codes.x >> p & 1);
+        masks.greater[p] = 0u - (codes.y >> p & 1);
     }
+    return masks;
+}
+
+/* A plane, from bits of the values that have the greater of two codes. */
+static __device__ inline uint32_t plane_of_greater(const CodeMasks &masks, uint32_t p,
+                                                   uint32_t bits)
+{
+    return (bits & masks.greater[p]) | (~bits & masks.lower[p]);
 }
 
 template <int RULE> static __device__ inline void finish_bits(const Encoding &e, uint32_t planes[2])
 {
-    if (RULE == RULE_TWO_LEVELS) planes_of_greater(e, planes);
+    if (RULE != RULE_TWO_LEVELS) return;
+    uint32_t bits = planes[0];
+    CodeMasks masks = masks_of_two(e);
+    planes[0] = plane_of_greater(masks, 0, bits);
+    planes[1] = plane_of_greater(masks, 1, bits);
 }
 
 /* As bytes by the runtime's own quantizer; returns the sum of this thread's codes. */
