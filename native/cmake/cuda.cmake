@@ -38,6 +38,7 @@ add_library(
   src/cuda/attention.cu
   src/cuda/forward.cu
   src/cuda/inputs.cu
+  src/cuda/layer_signs.cu
   src/cuda/library.cu
   src/cuda/model.cu
   src/cuda/norms.cu

@@ -381,20 +381,26 @@ static Encoding plan_signs(const Work &w, const Quantizer &quantizer, int operan
     return e;
 }
 
-/* Planes of signs of query, key and value, by their products or after them. */
-static void run_operands(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
-                         Encoding encodings[3])
+bool plan_sign_operands(const Work &w, const Layer &layer, Encoding encodings[3])
 {
+    if (!can_attend_signs(w, layer)) return false;
     const Buffers &b = w.session->buffers;
-    const Linear *const linears[] = {&layer.query, &layer.key, &layer.value};
     const Quantizer *const quantizers[] = {&layer.quantize_query, &layer.quantize_key,
                                            &layer.quantize_value};
     float *const floats[] = {b.query, b.key, b.value};
-    bool write_planes = true;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; i++)
         encodings[i] = plan_signs(w, *quantizers[i], QUERY + i, floats[i]);
+    return true;
+}
+
+/* Planes of signs of query, key and value, by their products or after them. */
+static void run_operands(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
+                         const Encoding encodings[3])
+{
+    const Linear *const linears[] = {&layer.query, &layer.key, &layer.value};
+    bool write_planes = true;
+    for (int i = 0; i < 3; i++)
         write_planes = write_planes && can_write_planes(w, *linears[i], 0);
-    }
     if (write_planes) {
         run_three_to_planes(w, linears, x, encodings, inputs);
         return;
@@ -423,14 +429,14 @@ static void launch_sign_attention(const Work &w, SignAttention *a)
     launch_early(w, attention_signs_kernel, grid, SIGNS_THREADS, signs_shared_bytes(length), 1, *a);
 }
 
-bool attend_signs(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
-                  Inputs *context)
+bool attend_signs(const Work &w, const Layer &layer, const float *x, bool has_operands,
+                  Inputs inputs[3], Inputs *context)
 {
-    if (!can_attend_signs(w, layer)) return false;
+    Encoding operands[3];
+    if (!plan_sign_operands(w, layer, operands)) return false;
     const bitm_file_config *config = w.session->model->network.config;
     const Quantizer &of_probabilities = layer.quantize_probabilities;
-    Encoding operands[3];
-    run_operands(w, layer, x, inputs, operands);
+    if (!has_operands) run_operands(w, layer, x, inputs, operands);
     SignAttention a = {};
     a.query = operands[0].planes;
     a.key = operands[1].planes;

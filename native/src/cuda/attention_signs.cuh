@@ -439,7 +439,8 @@ static __global__ void __launch_bounds__(SIGNS_THREADS, SIGNS_BLOCKS)
     SignHead *head = (SignHead *)shared;
     SignChunk *chunks = (SignChunk *)(head + 1);
     load_head(a, blockIdx.x, head);
-    wait_for_kernels_before(a.n_tokens);
+    wait_for_all_before();
+    let_next_begin(); /* all blocks run at once */
     uint32_t first_query = blockIdx.y * a.n_queries;
     for (uint32_t i = blockIdx.z; i < a.n_sequences; i += gridDim.z) {
         uint32_t begin = a.first[i], n_tokens = a.first[i + 1] - begin;

@@ -50,6 +50,7 @@ bitm_status prepare_forward(bitm_device_session *session, bitm_error *err)
     BITM_TRY_STATUS(prepare_products(model, err));
     BITM_TRY_STATUS(prepare_norms(model, err));
     BITM_TRY_STATUS(prepare_attention(model, err));
+    BITM_TRY_STATUS(prepare_layers(model, err));
     uint32_t n = ceil_div(session->limits.max_tokens, TOKEN_BLOCK) * TOKEN_BLOCK;
     uint32_t rows = ceil_div(session->limits.max_rows, TOKEN_BLOCK) * TOKEN_BLOCK;
     n = n > rows ? n : rows;
@@ -147,17 +148,20 @@ static Next next_of(const Work &w, const Layer *layer, Inputs inputs[3])
         {&layer->query, &layer->key, &layer->value}, 3, inputs, counted_after_attention(w, *layer)};
 }
 
-/* inputs: those of query, key and value, and then those of the layer after. */
-static void run_layer(const Work &w, const Layer &layer, const Layer *after, Inputs inputs[3])
+/* inputs: those of query, key and value, and then those of the layer after, as what is made ahead. */
+static void run_layer(const Work &w, const Layer &layer, const Layer *after, Inputs inputs[3],
+                      Ahead *ahead)
 {
     const bitm_file_config *config = w.session->model->network.config;
     const Buffers &b = w.session->buffers;
     const float *x = b.hidden;
     Inputs context;
-    if (!attend(w, layer, x, inputs, &context) && !attend_signs(w, layer, x, inputs, &context)) {
+    if (!attend(w, layer, x, inputs, &context) &&
+        !attend_signs(w, layer, x, ahead->has_operands, inputs, &context)) {
         run_query_key_value(w, layer, x, inputs);
         run_attention(w, layer, x, &context);
     }
+    if (run_layer_signs(w, layer, context, next_of(w, after, inputs), after, ahead)) return;
 
     Inputs of_inner, of_output = {};
     bool writes_bits =
@@ -184,9 +188,11 @@ bitm_status forward(bitm_device_session *session, uint32_t n_layers, bitm_error 
     Work w = {session, session->batch.n_tokens, &session->batch};
     const Layer *layers = session->model->layers;
     Inputs inputs[3];
+    Ahead ahead = {};
     embed(w, next_of(w, n_layers > 0 ? layers : NULL, inputs));
     for (uint32_t n = 0; n < n_layers; n++)
-        run_layer(w, layers[n], n + 1 < n_layers ? &layers[n + 1] : NULL, inputs);
+        run_layer(w, layers[n], n + 1 < n_layers ? &layers[n + 1] : NULL, inputs,
+                  &ahead);
     BITM_CUDA_TRY(cudaGetLastError(), "starting the encoder on the device", err);
     return BITM_OK;
 }

@@ -1,5 +1,5 @@
 /* The forward pass, between the files that it is cut into: inputs.cu (what linears take),
- * products.cu (linears), norms.cu, attention.cu, and forward.cu (layers and heads). */
+ * products.cu (linears), norms.cu, attention.cu, layer_signs.cu, and forward.cu (layers and heads). */
 #ifndef BITM_CUDA_FORWARD_CUH
 #define BITM_CUDA_FORWARD_CUH
 
@@ -216,11 +216,30 @@ void run_attention(const Work &w, const Layer &layer, const float *x, Inputs *co
  * where they are not yet; *context: as of run_attention. */
 bool attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3], Inputs *context);
 
-/* The same of signs whose probabilities become 0 or 1, in two kernels where it can run as such. */
-bool attend_signs(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
-                  Inputs *context);
+/* How query, key and value become planes of signs, where attention is of signs whose probabilities
+ * become 0 or 1; false where it is not. */
+bool plan_sign_operands(const Work &w, const Layer &layer, Encoding encodings[3]);
+
+/* The same of signs; has_operands: query, key and value are in their planes. */
+bool attend_signs(const Work &w, const Layer &layer, const float *x, bool has_operands,
+                  Inputs inputs[3], Inputs *context);
 
 bitm_status prepare_attention(const bitm_device_model *model, bitm_error *err);
+
+/* ---- layer_signs.cu ---- */
+
+/* What run_layer_signs has made ahead of the next layer: planes of its query, key and value, and its
+ * residual, which is then in the place of intermediate's results, for run_layer_signs alone. */
+struct Ahead {
+    bool has_operands, has_rows;
+};
+
+/* All of a layer after attention in one kernel, where it can run: x, the inputs of what follows, and
+ * what is made ahead of the layer after; *ahead: what there is of this one. */
+bool run_layer_signs(const Work &w, const Layer &layer, const Inputs &context, const Next &next,
+                     const Layer *after, Ahead *ahead);
+
+bitm_status prepare_layers(const bitm_device_model *model, bitm_error *err);
 
 } // namespace bitm
 

@@ -9,7 +9,8 @@
 #define BITM_CUDA_GEMM_NORM_WGMMA_CUH
 
 #include "gemm_wgmma_bytes.cuh"
-#include "norm_signs.cuh"
+#include "hopper.cuh"
+#include "tokens.cuh"
 
 namespace bitm {
 
@@ -27,7 +28,6 @@ template <int N, int TOKENS> struct NormFacts {
     /* Of the product, so that nothing is loaded while the residual comes. */
     float row_scale[N], row_bias[N], step[TOKENS];
     int32_t row_ones[N], code_sum[TOKENS];
-    SignFacts<N, TOKENS> signs;
     uint64_t residual[RESIDUAL_PARTS]; /* barriers of its copies */
 };
 
@@ -138,16 +138,17 @@ static __device__ inline void multiply_norm_terms(const Product &p, uint32_t n_t
     }
 }
 
-/* Starts to copy the residual into the rows of results, in parts; all threads of a warp do it. */
+/* Starts to copy the residual into the rows of results, in parts.  Every warp takes some rows: bulk
+ * copies of the threads of a warp begin one after the other. */
 template <typename S>
 static __device__ inline void fetch_residual(const float *residual, float *results,
                                              uint64_t *barriers)
 {
     enum : uint32_t { ROWS = S::TOKENS / RESIDUAL_PARTS };
-    uint32_t lane = threadIdx.x % WARP;
-    if (lane < RESIDUAL_PARTS) expect_bytes(&barriers[lane], ROWS * S::N * sizeof(float));
-    __syncwarp();
-    for (uint32_t row = lane; row < S::TOKENS; row += WARP)
+    if (threadIdx.x < RESIDUAL_PARTS)
+        expect_bytes(&barriers[threadIdx.x], ROWS * S::N * sizeof(float));
+    if (threadIdx.x % WARP != 0) return;
+    for (uint32_t row = threadIdx.x / WARP; row < S::TOKENS; row += S::THREADS / WARP)
         copy_bulk(results + row * S::ROW, residual + (size_t)row * S::N, S::N * sizeof(float),
                   &barriers[row / ROWS]);
 }
@@ -225,9 +226,7 @@ static __global__ void __launch_bounds__(NormShape<N16, TOKENS, WARPGROUPS, BYTE
     const float *residual = a.norm.residual + (size_t)token * S::N;
     NormFacts<S::N, TOKENS> *facts = (NormFacts<S::N, TOKENS> *)shared;
     float *results = (float *)(facts + 1);
-    bool signs = !BYTES && take_signs(a.followers);
     copy_output_facts<S>(p, a.norm, facts);
-    if (signs) begin_signs<S::N, TOKENS, S::THREADS>(a.followers, &facts->signs);
     copy_commit();
     if (threadIdx.x < RESIDUAL_PARTS) init_barrier(&facts->residual[threadIdx.x]);
     wait_for_kernels_before(p.n_tokens);
@@ -251,7 +250,7 @@ static __global__ void __launch_bounds__(NormShape<N16, TOKENS, WARPGROUPS, BYTE
             acc[tile][i] = 0;
     multiply_norm_terms<S>(p, n_terms, token, (uint4 *)results, acc);
     __syncthreads(); /* all products are done with the operands */
-    if (warp == 0) fetch_residual<S>(residual, results, facts->residual);
+    fetch_residual<S>(residual, results, facts->residual);
     finish_product<S>(p, dense, acc, facts, results);
     __syncthreads();
 
@@ -264,26 +263,15 @@ static __global__ void __launch_bounds__(NormShape<N16, TOKENS, WARPGROUPS, BYTE
 #pragma unroll
         for (int i = 0; i < N16; i++)
             value[i] = y[l + i * LANES];
-        if (signs) {
-            float mean, factor = centre<N16>(a.norm.eps, value, &mean);
-            if (l == 0) facts->signs.mean[row] = mean, facts->signs.factor[row] = factor;
-            continue;
-        }
         finish_norm<N16>(a.norm, NormPlaces{facts->gain, facts->bias, y}, l, value);
         publish_tiles();
         __syncwarp();
         if (l == 0) store_bulk(a.norm.y + (size_t)(token + row) * S::N, y, S::N * sizeof(float));
         encode_followers<N16>(a.followers, token + row, l, value);
     }
-    if (!signs) {
-        if (l == 0) end_stores();
-        return;
-    }
-    __syncthreads();
-    normalize_to_signs<S::N, TOKENS, S::THREADS>(a.norm, a.followers, token, facts->gain,
-                                                 facts->bias, results, &facts->signs);
-    if (a.followers.later.counts && threadIdx.x < TOKENS)
-        begin_token(a.followers.later, token + threadIdx.x);
+    if (l != 0) return;
+    store_commit();
+    wait_for_stores<0>();
 #else
     (void)a;
 #endif

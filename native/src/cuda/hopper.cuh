@@ -18,18 +18,33 @@ namespace bitm {
 
 enum { EARLY_TOKENS = 256 };
 
+#if !defined(BITM_EMULATED_HOPPER)
+
 /* Waits until all kernels before have ended.  In a kernel that may begin early every thread calls
- * it; before, nothing is read that a kernel of the stream writes, nor anything written.  Few tokens
- * leave multiprocessors free: the next kernel may begin once all blocks of this one are here;
- * otherwise its blocks would take places from them, and it begins when they end. */
+ * it; before, nothing is read that a kernel of the stream writes, nor anything written. */
+static __device__ inline void wait_for_all_before()
+{
+#if BITM_HAS_WGMMA /* otherwise no kernel begins early */
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* Lets the next kernel begin, once all blocks of this one are here. */
+static __device__ inline void let_next_begin()
+{
+#if BITM_HAS_WGMMA
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+#endif
+
+/* Both, where few tokens leave multiprocessors free; otherwise blocks of the next kernel would take
+ * places from this one's, and it begins when they end. */
 static __device__ inline void wait_for_kernels_before(uint32_t n_tokens)
 {
-#if BITM_HAS_WGMMA && !defined(BITM_EMULATED_HOPPER)
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-    if (n_tokens <= EARLY_TOKENS) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#else /* no kernel begins early */
-    (void)n_tokens;
-#endif
+    wait_for_all_before();
+    if (n_tokens <= EARLY_TOKENS) let_next_begin();
 }
 
 #if BITM_HAS_WGMMA
@@ -75,7 +90,8 @@ template <int N> static __device__ inline void wgmma_wait()
 #define BITM_FLOATS_D32                                                                            \
     BITM_D8_AS("+f", 0), BITM_D8_AS("+f", 8), BITM_D8_AS("+f", 16), BITM_D8_AS("+f", 24)
 
-/* The registers of a result [64, N], half as many as N in a thread, and their places in the text. */
+/* The registers of a result [64, N], half as many as N in a thread, and their places in the text.
+ */
 #define BITM_D16 BITM_D8(0), BITM_D8(8)
 #define BITM_D32 BITM_D16, BITM_D8(16), BITM_D8(24)
 #define BITM_D64 BITM_D32, BITM_D8(32), BITM_D8(40), BITM_D8(48), BITM_D8(56)
@@ -129,6 +145,28 @@ static __device__ inline void wgmma_bits_8(int32_t d[4], uint64_t a, uint64_t b)
     BITM_WGMMA_BITS("8", BITM_PLACES4, "%4, %5", BITM_D4);
 }
 
+/* The same with weights in registers: d [64 outputs, 64 tokens] += or = a AND b. */
+static __device__ inline void wgmma_rows_64(bool onto, int32_t d[32], const uint4 &a, uint64_t b)
+{
+    asm volatile("{.reg .pred onto;\n"
+                 "setp.ne.b32 onto, %37, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k256.s32.b1.b1.and.popc {" BITM_PLACES32
+                 "}, {%32, %33, %34, %35}, %36, onto;}"
+                 : BITM_D32
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"((uint32_t)onto));
+}
+
+/* d [64 outputs, 32 tokens] */
+static __device__ inline void wgmma_rows_32(bool onto, int32_t d[16], const uint4 &a, uint64_t b)
+{
+    asm volatile("{.reg .pred onto;\n"
+                 "setp.ne.b32 onto, %21, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n32k256.s32.b1.b1.and.popc {" BITM_PLACES16
+                 "}, {%16, %17, %18, %19}, %20, onto;}"
+                 : BITM_D16
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"((uint32_t)onto));
+}
+
 static __device__ inline void copy_async(void *to, const void *from)
 {
     asm volatile(
@@ -166,8 +204,21 @@ static __device__ inline void copy_bulk(void *to, const void *from, uint32_t n_b
                  : "memory");
 }
 
-/* The other way: from shared memory, of which publish_tiles has told; end_stores before it is used
- * again, or the block ends. */
+/* The same of what nobody reads again: it need not stay in the second cache. */
+static __device__ inline void copy_bulk_once(void *to, const void *from, uint32_t n_bytes,
+                                             uint64_t *barrier)
+{
+    asm volatile("{.reg .b64 policy;\n"
+                 "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+                 "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1], %2, [%3], policy;}" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(to)),
+                 "l"(from), "r"(n_bytes), "r"((uint32_t)__cvta_generic_to_shared(barrier))
+                 : "memory");
+}
+
+/* The other way: from shared memory, of which publish_tiles has told; wait_for_stores before it is
+ * used again, or the block ends. */
 static __device__ inline void store_bulk(void *to, const void *from, uint32_t n_bytes)
 {
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
@@ -175,10 +226,27 @@ static __device__ inline void store_bulk(void *to, const void *from, uint32_t n_
                  : "memory");
 }
 
-static __device__ inline void end_stores()
+/* The same of what is read soon: it is to stay in the second cache. */
+static __device__ inline void store_bulk_kept(void *to, const void *from, uint32_t n_bytes)
+{
+    asm volatile("{.reg .b64 policy;\n"
+                 "createpolicy.fractional.L2::evict_last.b64 policy, 1.0;\n"
+                 "cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint "
+                 "[%0], [%1], %2, policy;}" ::"l"(to),
+                 "r"((uint32_t)__cvta_generic_to_shared(from)), "r"(n_bytes)
+                 : "memory");
+}
+
+/* Ends a group of this thread's bulk stores. */
+static __device__ inline void store_commit()
 {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+/* Waits until at most N groups of them have not been read. */
+template <int N> static __device__ inline void wait_for_stores()
+{
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
 }
 
 static __device__ inline void wait_for_phase(uint64_t *barrier, uint32_t phase)
@@ -321,6 +389,16 @@ static __device__ inline void store_in_block(uint32_t address, float x)
 }
 
 #endif
+
+/* d [64 outputs, N tokens] += or = a AND b over 256 columns, weights in registers. */
+template <int N>
+static __device__ inline void wgmma_rows_of(bool onto, int32_t *d, const uint4 &a, uint64_t b)
+{
+    if (N == 64)
+        wgmma_rows_64(onto, d, a, b);
+    else
+        wgmma_rows_32(onto, d, a, b);
+}
 
 /* d [64 rows, N rows] += a AND b over 256 columns. */
 template <int N> static __device__ inline void wgmma_bits_of(int32_t *d, uint64_t a, uint64_t b)

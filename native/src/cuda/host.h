@@ -48,6 +48,7 @@ struct Branch {
     const float *column_scale, *column_offset;
     Quantizer quantizer;
     const SumLimits *sum_limits; /* of sums that tell the codes of what follows; NULL: none */
+    const uint32_t *packed_limits; /* the same for run_layer_signs; NULL: it does not want them */
 };
 
 struct Linear {
@@ -65,6 +66,10 @@ struct Layer {
     Quantizer quantize_query, quantize_key, quantize_value, quantize_probabilities;
     const float *sign_exponentials; /* of scores of signs; NULL: query or key have others */
     NormWeights attention_norm, output_norm;
+    /* For run_layer_signs; NULL: it does not take the layer.  They may have query, key and value of
+     * the layer after, too. */
+    const uint4 *ordered_weights;
+    bool has_ordered_operands;
 };
 
 Quantizer quantizer_of(const bitm_file_quantizer *quantizer);
@@ -72,6 +77,10 @@ Quantizer quantizer_of(const bitm_file_quantizer *quantizer);
 /* Whether kernels can encode what they compute by thresholds: signs, or at most MAX_THRESHOLDS + 1
  * levels. */
 bool has_thresholds(const Quantizer &quantizer);
+
+/* Takes the weights of a layer of signs, whose bits are packed, in the order of its kernel. */
+void bind_ordered_weights(const bitm_device_model *model, bitm_arena *arena, Layer *layer,
+                          Layer *after);
 
 /* The least float whose code is at least `code`; a NaN where there is none. */
 float threshold_of(const Quantizer &quantizer, int32_t code);

@@ -259,6 +259,9 @@ static void bind(bitm_device_model *model, bitm_arena *arena)
                               (size_t)n_layers * LIMITED_LINEARS * sizeof(uint32_t));
     for (uint32_t n = 0; n < n_layers; n++)
         bind_layer(model, n, arena, &model->layers[n]);
+    for (uint32_t n = 0; n < n_layers; n++)
+        bind_ordered_weights(model, arena, &model->layers[n],
+                             n + 1 < n_layers ? &model->layers[n + 1] : NULL);
     bind_linear(model, network.pooler, arena, &model->pooler);
     bind_linear(model, network.mlm_transform, arena, &model->mlm_transform);
     bind_linear(model, network.mlm_decoder, arena, &model->mlm_decoder);
