@@ -32,7 +32,7 @@
 
 namespace bitm {
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if BITM_HAS_WGMMA || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800)
 #define BITM_HAS_MMA_HALVES 1
 #else
 #define BITM_HAS_MMA_HALVES 0
@@ -83,15 +83,40 @@ static __device__ inline HalfScale half_scale(const uint32_t greatest[WARPS_64])
     return scale;
 }
 
-/* The parts h and l of two floats, x in the lower half of a word. */
+#if !defined(BITM_EMULATED_HOPPER)
+
+/* Two float16s as a word, x in its lower half. */
+static __device__ inline uint32_t halves_of(float x, float y)
+{
+    uint32_t word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(y), "f"(x));
+    return word;
+}
+
+static __device__ inline void floats_of(uint32_t word, float *x, float *y)
+{
+    asm("{.reg .b16 x, y; mov.b32 {x, y}, %2; cvt.f32.f16 %0, x; cvt.f32.f16 %1, y;}"
+        : "=f"(*x), "=f"(*y)
+        : "r"(word));
+}
+
+/* 2^x */
+static __device__ inline float exp2_approx(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+#endif
+
+/* The parts h and l of two floats. */
 static __device__ inline void split_pair(float x, float y, uint32_t *high, uint32_t *low)
 {
     float high_x, high_y;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(*high) : "f"(y), "f"(x));
-    asm("{.reg .b16 x, y; mov.b32 {x, y}, %2; cvt.f32.f16 %0, x; cvt.f32.f16 %1, y;}"
-        : "=f"(high_x), "=f"(high_y)
-        : "r"(*high));
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(*low) : "f"(y - high_y), "f"(x - high_x));
+    *high = halves_of(x, y);
+    floats_of(*high, &high_x, &high_y);
+    *low = halves_of(x - high_x, y - high_y);
 }
 
 /* ---- Products ---- */
@@ -234,13 +259,6 @@ static __device__ inline void wait_for_operands()
 
 /* Exponentials are at most 2^7: see the bound. */
 #define BITM_GREATEST_EXPONENT 7.0F
-/* 2^x */
-static __device__ inline float exp2_approx(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 /* A thread's two queries: after the last keys the context is to be divided by the sum.  Scores are
  * exponents of 2. */
