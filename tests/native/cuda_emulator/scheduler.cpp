@@ -94,13 +94,15 @@ const std::string &failure()
     return last_failure;
 }
 
+/* The kernel's name, the block and the thread. */
 static std::string place_of(const Thread &thread)
 {
     char text[200];
     const uint3 &block = thread.block->index;
-    (void)snprintf(text, sizeof text, "block (%u, %u, %u), thread (%u, %u, %u)", block.x, block.y,
+    const std::string &name = thread.block->cluster->launch->name;
+    (void)snprintf(text, sizeof text, ", block (%u, %u, %u), thread (%u, %u, %u)", block.x, block.y,
                    block.z, thread.index.x, thread.index.y, thread.index.z);
-    return text;
+    return (name.empty() ? "a kernel" : name) + text;
 }
 
 static void note_failure(const std::string &text)
@@ -117,7 +119,7 @@ void fail(const char *format, ...)
     va_start(arguments, format);
     (void)vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    note_failure(current->block->cluster->launch->name + ", " + place_of(*current) + ": " + text);
+    note_failure(place_of(*current) + ": " + text);
     void *left;
     cuda_emulator_switch(&left, scheduler_stack); /* for good */
     abort();
@@ -350,8 +352,7 @@ static void tell_deadlock(Cluster &cluster)
         if (first == NULL) first = &thread;
         waiting[thread.waits_for]++;
     });
-    std::string text = cluster.launch->name + ", " + place_of(*first) +
-                       " and others wait for what never comes:";
+    std::string text = place_of(*first) + " and others wait for what never comes:";
     for (const auto &entry : waiting)
         text += " " + std::to_string(entry.second) + " at " + entry.first + ";";
     text.pop_back();
@@ -390,8 +391,8 @@ static void finish_cluster(Cluster &cluster)
     run_turns(cluster);
     if (has_failed) return;
     if (!cluster.copies.empty())
-        note_failure(cluster.launch->name + ", " + place_of(cluster.blocks[0]->threads[0]) +
-                     ": the block has ended with bulk copies under way");
+        note_failure(place_of(cluster.blocks[0]->threads[0]) +
+                     " and others have ended with bulk copies under way");
     for_each_thread(cluster, lose_bulk_stores);
 }
 
