@@ -135,6 +135,26 @@ test-cuda: dev ## build libbitm_cuda (needs nvcc) and run its tests on this mach
 	PYTHONPATH=runtime:formats:converter:tests:build/cuda/python pytest -q -p device_twin \
 	  tests/test_quantizers.py tests/test_family_*.py tests/test_invariance.py
 
+# Kernels compiled as C++, once for a GPU with Hopper's instructions and once for one of the oldest: docs/cuda.md.
+EMULATED_GPUS := build/emulated-gpus
+EMULATED_PATH = runtime:formats:converter:tests:$(EMULATED_GPUS)/$(1)/python
+EMULATED_TESTS = OPENBLAS_NUM_THREADS=1 PYTHONPATH=$(call EMULATED_PATH,$(1)) \
+  pytest -q -rs -n auto --maxprocesses 4 --dist worksteal
+
+test-cuda-emulated: dev emulated-hopper emulated-oldest ## run the CUDA sources on GPUs that are emulated (x86-64, g++ 12)
+	$(EMULATED_GPUS)/hopper/check_emulator
+	$(call EMULATED_TESTS,hopper) tests/test_cuda.py
+	BITM_EMULATED_SEED=1 BITM_EMULATED_MULTIPROCESSORS=8 $(call EMULATED_TESTS,hopper) -p device_twin \
+	  tests/test_quantizers.py tests/test_family_*.py
+	$(call EMULATED_TESTS,oldest) tests/test_cuda.py -k 'every_layer or every_shape'
+
+emulated-hopper emulated-oldest: emulated-%: $(VENV)/ready
+	$(call CMAKE,release) --target bitm_shared
+	cmake -G Ninja -S tests/native/cuda_emulator -B $(EMULATED_GPUS)/$* \
+	  -DBITM_EMULATED_HOPPER=$(if $(filter hopper,$*),ON,OFF) >/dev/null && cmake --build $(EMULATED_GPUS)/$*
+	mkdir -p $(EMULATED_GPUS)/$*/python/bitm
+	cp $(BUILD)-release/libbitm.so $(EMULATED_GPUS)/$*/libbitm_cuda.so $(EMULATED_GPUS)/$*/python/bitm/
+
 # Elsewhere these tests are skipped: what they need is large.
 cuda-sources: dev ## compile the CUDA sources for every GPU that they are meant for; no GPU is needed
 	pip install --quiet --group cuda

@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 import numpy as np
+import pytest
 
 from bitm import Model
 
@@ -51,6 +52,17 @@ def pytest_configure() -> None:
     Model.__init__ = _init_by_name  # type: ignore[method-assign]
     for name in ("logits", "hidden_states"):
         _compare(name)
+
+
+def pytest_sessionfinish(session: Any) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of several processes
+        session.config.workeroutput["compared"] = _compared
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    global _compared
+    _compared += node.workeroutput["compared"]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -1,6 +1,7 @@
 """Models on a GPU: the CPU's bits, whatever the shape, and errors that can be survived.
 
-`make test-cuda` also runs the tests of quantizers and of every family of checkpoints there.
+`make test-cuda` also runs the tests of quantizers and of every family of checkpoints there, and
+`make test-cuda-emulated` on a GPU that is emulated, which leaves out what is large.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tiny_models import bit_matrix, classifier, config, masked_lm, vector
 
 REASON = _native.why_no_gpu()
 needs_gpu = pytest.mark.skipif(bool(REASON), reason=f"expected: {REASON}")
+EMULATED = not REASON and "emulated" in _native.describe_device("cuda")
 MODES = ["int8", "int11", "int16", "float32"]
 TENSOR = "attention=tensor"
 DATA = Path(__file__).parent / "data"
@@ -125,6 +127,12 @@ def random_batch(
     return ids, mask
 
 
+def needs_time(n_tokens: int, mode: str = "auto") -> None:
+    """Skips what an emulated GPU would need minutes for."""
+    if EMULATED and n_tokens * (4 if mode == "float32" else 1) > 1200:
+        pytest.skip("expected: too large for an emulated GPU")
+
+
 @needs_gpu
 @pytest.mark.parametrize("mode", MODES)
 def test_every_layer_has_the_bits_of_the_cpu(model_path: Path, mode: str) -> None:
@@ -147,6 +155,7 @@ def test_every_layer_has_the_bits_of_the_cpu(model_path: Path, mode: str) -> Non
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 64), (3, 65), (64, 17), (7, 130), (64, 512)])
 def test_every_shape(tmp_path: Path, mode: str, shape: tuple[int, int]) -> None:
+    needs_time(shape[0] * shape[1], mode)
     rng = np.random.default_rng(shape[0] * 1000 + shape[1])
     for make in (wide_model, sign_model):
         bitm_formats.write(tmp_path / "model.bitm", make(rng))
@@ -164,6 +173,7 @@ def test_every_shape(tmp_path: Path, mode: str, shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 64), (3, 65), (64, 17), (7, 130), (20, 512)])
 @pytest.mark.parametrize("zeros", [True, False])  # False: sums are compared, exponentials looked up
 def test_attention_of_signs(tmp_path: Path, shape: tuple[int, int], zeros: bool) -> None:
+    needs_time(shape[0] * shape[1])
     path = tmp_path / "m.bitm"
     bitm_formats.write(path, sign_attention_model(np.random.default_rng(8), zeros))
     with Model(path, device="cpu") as cpu, Model(path, device="cuda") as gpu:
@@ -259,6 +269,8 @@ def test_attention_of_bytes(tmp_path: Path, head_size: int) -> None:
     shapes = [(1, 1), (100, 5), (1, 64), (30, 64), (2, 100), (1, 128), (9, 128), (3, 129)]
     shapes += [(2, 513), (1, 1150)]
     shapes += [(int(rng.integers(1, 6)), int(rng.integers(1, 700))) for _ in range(10)]
+    if EMULATED:
+        shapes = [(batch, length) for batch, length in shapes if batch * length < 400]
     with (
         Model(tmp_path / "model.bitm", device="cpu", activations="int8") as cpu,
         Model(tmp_path / "model.bitm", device="cuda", activations="int8") as gpu,
@@ -276,6 +288,7 @@ def test_attention_of_bytes(tmp_path: Path, head_size: int) -> None:
 @pytest.mark.parametrize("n_heads", [12, 16])
 @pytest.mark.parametrize("batch", [1, 12, 100])  # blocks of 8, 32 and 64 tokens
 def test_larger_hidden_sizes(tmp_path: Path, n_heads: int, batch: int) -> None:
+    needs_time(batch * 64)
     rng = np.random.default_rng(batch)
     for make in (wide_model, sign_model):
         model = make(rng, hidden_size=64 * n_heads, n_heads=n_heads)
@@ -310,7 +323,7 @@ def test_every_output_is_written(tmp_path: Path) -> None:
 @needs_gpu
 def test_best_tokens_are_those_of_the_cpu(tmp_path: Path) -> None:
     bitm_formats.write(tmp_path / "model.bitm", wide_model(np.random.default_rng(0)))
-    texts = ["a [MASK] b", "w3 [MASK] w9 [MASK]", "[MASK]"] * 30
+    texts = ["a [MASK] b", "w3 [MASK] w9 [MASK]", "[MASK]"] * (2 if EMULATED else 30)
     with (
         Model(tmp_path / "model.bitm", device="cpu") as cpu,
         Model(tmp_path / "model.bitm", device="cuda") as gpu,
@@ -380,6 +393,7 @@ def exact_results(model: ModelFile, x: Doubles) -> tuple[Doubles, Doubles]:
 def test_tensor_attention_is_within_its_bound(
     tmp_path: Path, mode: str, length: int, scales: tuple[float, float, float]
 ) -> None:
+    needs_time(length, mode)
     rng = np.random.default_rng(length)
     model = context_model(rng, scales)
     bitm_formats.write(tmp_path / "model.bitm", model)
@@ -405,7 +419,7 @@ def test_tensor_attention_of_a_sequence_is_the_same_in_every_batch(
     tmp_path: Path, mode: str
 ) -> None:
     rng = np.random.default_rng(3)
-    lengths = np.array([200, 1, 17, 64, 65, 128, 40, 130, 63, 9, 64, 33, 100])
+    lengths = np.array([200, 1, 17, 64, 65, 128, 40, 130, 63, 9, 64, 33, 100][EMULATED * 6 :])
     for make in (wide_model, sign_model, zero_model):
         bitm_formats.write(tmp_path / "model.bitm", make(rng))
         with Model(
@@ -435,7 +449,7 @@ def test_tensor_attention_before_signs_changes_few_of_them(tmp_path: Path) -> No
         Model(tmp_path / "model.bitm", device="cuda", kernels=TENSOR) as fast,
     ):
         assert fast.info["device"] == exact.info["device"] + "; attention=tensor"
-        for shape in ((100, 64), (10, 300)):
+        for shape in ((10, 64), (2, 300)) if EMULATED else ((100, 64), (10, 300)):
             ids, mask = random_batch(rng, exact, shape)
             wanted, found = (m.hidden_states(ids, mask, layer=1) for m in (exact, fast))
             same = (wanted == found).all(-1)[mask == 1].mean()

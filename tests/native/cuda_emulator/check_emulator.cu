@@ -94,8 +94,8 @@ static __global__ void after_the_kernel_before(Job job)
     ((uint4 *)job.to)[threadIdx.x] = piece;
 }
 
-/* Two blocks, each of which brings half of the words to the other one's memory.  SECOND: before that
- * has begun. */
+/* Two blocks, each of which brings half of the words to the other one's memory.  SECOND: before
+ * that has begun. */
 static __global__ void through_a_cluster(Job job)
 {
     BITM_DYNAMIC_SHARED(shared);

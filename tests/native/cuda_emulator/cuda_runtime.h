@@ -39,10 +39,12 @@
 /* ---- Vectors ---- */
 
 #define BITM_VECTORS(name, element)                                                                \
-    struct alignas(2 * sizeof(element)) name##2 {                                                  \
+    struct alignas(2 * sizeof(element)) name##2                                                    \
+    {                                                                                              \
         element x, y;                                                                              \
     };                                                                                             \
-    struct alignas(4 * sizeof(element)) name##4 {                                                  \
+    struct alignas(4 * sizeof(element)) name##4                                                    \
+    {                                                                                              \
         element x, y, z, w;                                                                        \
     };                                                                                             \
     static inline name##2 make_##name##2(element x, element y)                                     \
@@ -336,10 +338,9 @@ namespace cuda_emulator {
 cudaError_t enqueue(const void *kernel, Launch &&launch, cudaStream_t stream);
 
 template <typename... Parameters, typename... Arguments>
-static inline cudaError_t launch(const char *name, void (*kernel)(Parameters...), dim3 grid,
-                                 dim3 block, size_t shared_bytes, cudaStream_t stream,
-                                 unsigned cluster_blocks, bool is_early,
-                                 const Arguments &...arguments)
+static inline cudaError_t
+launch(const char *name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+       cudaStream_t stream, unsigned cluster_blocks, bool is_early, const Arguments &...arguments)
 {
     std::tuple<Parameters...> copies(arguments...);
     std::function<void()> run = [kernel, copies] { std::apply(kernel, copies); };

@@ -44,7 +44,7 @@ enum : uint32_t {
     WARP_THREADS = 32,
     WARPGROUP_THREADS = 128,
     MAX_BLOCK_THREADS = 1024,
-    SHARED_BYTES = 227 * 1024, /* that a block may have */
+    SHARED_BYTES = 227 * 1024,      /* that a block may have */
     PLAIN_SHARED_BYTES = 48 * 1024, /* that it may have without being allowed more */
     POISON = 0xFF,                  /* bytes that nobody has written */
 };
@@ -143,16 +143,16 @@ template <typename T> struct Started {
     }
 };
 
-struct Thread {
+struct alignas(64) Thread {
     uint3 index;
-    Block *block;
     uint32_t number; /* in the block */
-    char *stack;
+    Block *block;
     void *stack_pointer;
-    const char *waits_for; /* NULL: it can run */
-    bool has_ended, has_waited_for_kernels;
+    const char *waits_for;    /* NULL: it can run */
     uint64_t given[2], taken; /* at a gathering */
-    const uint64_t *barrier;  /* that it waits for, and the parity of the phase */
+    char *stack;
+    bool has_ended, has_waited_for_kernels;
+    const uint64_t *barrier; /* that it waits for, and the parity of the phase */
     uint32_t phase;
     bool has_arrived_at_cluster;
     uint64_t cluster_phase;
@@ -171,7 +171,7 @@ struct Block {
     bool has_begun;
     std::vector<Thread> threads;
     Gathering all;
-    std::vector<Gathering> warps, warpgroups;
+    std::vector<Gathering> warps;
 };
 
 /* Blocks that are alive together: one, where the launch has no clusters. */
@@ -214,11 +214,6 @@ void meet(Gathering &gathering, const char *what, void (*finish)(Gathering &));
 static inline Gathering &warp_of(const Thread *thread)
 {
     return thread->block->warps[thread->number / WARP_THREADS];
-}
-
-static inline Gathering &warpgroup_of(const Thread *thread)
-{
-    return thread->block->warpgroups[thread->number / WARPGROUP_THREADS];
 }
 
 /* ---- What kernels ask for: warps.cpp ---- */

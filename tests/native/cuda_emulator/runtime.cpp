@@ -37,7 +37,7 @@ static struct {
     std::map<const uint8_t *, size_t> memory; /* places and their bytes */
     size_t n_used;
     std::map<const void *, size_t> allowed_shared; /* bytes, of kernels */
-    emulated_stream first; /* the stream NULL */
+    emulated_stream first;                         /* the stream NULL */
     std::vector<emulated_stream *> streams;
 } device;
 
@@ -113,7 +113,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int number)
     properties->minor = BITM_EMULATED_CODE % 10;
     properties->multiProcessorCount = number_from_environment("BITM_EMULATED_MULTIPROCESSORS", 132);
     properties->sharedMemPerBlock = cuda_emulator::PLAIN_SHARED_BYTES;
-    properties->sharedMemPerBlockOptin = BITM_EMULATED_CODE < 90 ? 0 : (size_t)cuda_emulator::SHARED_BYTES;
+    properties->sharedMemPerBlockOptin =
+        BITM_EMULATED_CODE < 90 ? 0 : (size_t)cuda_emulator::SHARED_BYTES;
     return cudaSuccess;
 }
 
@@ -128,8 +129,7 @@ static size_t mapped_bytes(size_t n_bytes)
 static void *map_poisoned(size_t n_bytes)
 {
     size_t n_mapped = mapped_bytes(n_bytes);
-    void *base =
-        mmap(NULL, n_mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *base = mmap(NULL, n_mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (base == MAP_FAILED) return NULL;
     uint8_t *end = (uint8_t *)base + n_mapped - PAGE_BYTES;
     (void)mprotect(end, PAGE_BYTES, PROT_NONE);

@@ -163,7 +163,9 @@ static Thread *take_ready(Cluster &cluster)
         return NULL;
     }
     size_t left = cluster.ready.size() - cluster.next;
-    std::swap(cluster.ready[cluster.next], cluster.ready[cluster.next + chance((uint32_t)left)]);
+    if (has_seed())
+        std::swap(cluster.ready[cluster.next],
+                  cluster.ready[cluster.next + chance((uint32_t)left)]);
     return cluster.ready[cluster.next++];
 }
 
@@ -231,7 +233,6 @@ static void end_thread()
     self.block->n_alive--;
     cluster.n_alive--;
     leave(warp_of(&self));
-    leave(warpgroup_of(&self));
     leave(self.block->all);
     finish_cluster_phase(cluster);
 }
@@ -259,7 +260,8 @@ static void prepare_thread(Thread &thread, Block &block, uint32_t number, const 
     thread.block = &block;
     thread.number = number;
     if (thread.stack == NULL) thread.stack = new_stack();
-    void **top = (void **)(thread.stack + STACK_BYTES);
+    /* Stacks begin at other places of their pages, so that caches hold all of them. */
+    void **top = (void **)(thread.stack + STACK_BYTES - number % 64 * 64);
     *--top = NULL; /* where run_thread would return to */
     *--top = (void *)run_thread;
     top -= 6; /* registers */
@@ -276,12 +278,12 @@ static void prepare_thread(Thread &thread, Block &block, uint32_t number, const 
 
 /* ---- Blocks and clusters ---- */
 
-static void gather(std::vector<Gathering> &gatherings, Block &block, uint32_t n)
+static void gather_warps(Block &block)
 {
-    gatherings.clear();
-    for (uint32_t first = 0; first < block.n_threads; first += n) {
-        uint32_t size = std::min(n, block.n_threads - first);
-        gatherings.push_back({&block, first, size, size, 0, NULL, NULL});
+    block.warps.clear();
+    for (uint32_t first = 0; first < block.n_threads; first += WARP_THREADS) {
+        uint32_t n = std::min<uint32_t>(WARP_THREADS, block.n_threads - first);
+        block.warps.push_back({&block, first, n, n, 0, NULL, NULL});
     }
 }
 
@@ -310,11 +312,11 @@ static void prepare_block(Block &block, Cluster &cluster, uint32_t number)
     for (uint32_t i = 0; i < block.n_threads; i++)
         prepare_thread(block.threads[i], block, i, launch.block);
     block.all = {&block, 0, block.n_threads, block.n_threads, 0, NULL, NULL};
-    gather(block.warps, block, WARP_THREADS);
-    gather(block.warpgroups, block, WARPGROUP_THREADS);
+    gather_warps(block);
 }
 
-static void prepare_cluster(Cluster &cluster, const std::shared_ptr<Launch> &launch, uint32_t number)
+static void prepare_cluster(Cluster &cluster, const std::shared_ptr<Launch> &launch,
+                            uint32_t number)
 {
     cluster.launch = launch;
     cluster.n_blocks = launch->cluster_blocks;
