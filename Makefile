@@ -144,6 +144,7 @@ EMULATED_TESTS = OPENBLAS_NUM_THREADS=1 PYTHONPATH=$(call EMULATED_PATH,$(1)) \
 test-cuda-emulated: dev emulated-hopper emulated-oldest ## run the CUDA sources on GPUs that are emulated (x86-64, g++ 12)
 	$(EMULATED_GPUS)/hopper/check_emulator
 	$(call EMULATED_TESTS,hopper) tests/test_cuda.py
+	BITM_EMULATED_MULTIPROCESSORS=8 $(call EMULATED_TESTS,hopper) tests/test_cuda.py -k layers_of_signs
 	BITM_EMULATED_SEED=1 BITM_EMULATED_MULTIPROCESSORS=8 $(call EMULATED_TESTS,hopper) -p device_twin \
 	  tests/test_quantizers.py tests/test_family_*.py
 	$(call EMULATED_TESTS,oldest) tests/test_cuda.py -k 'every_layer or every_shape'

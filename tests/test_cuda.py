@@ -78,9 +78,11 @@ def zero_model(rng: np.random.Generator) -> ModelFile:
     return model
 
 
-def sign_attention_model(rng: np.random.Generator, zeros: bool = True) -> ModelFile:
+def sign_attention_model(
+    rng: np.random.Generator, zeros: bool = True, **changes: object
+) -> ModelFile:
     """The same with signs in attention too, some of them of 0, and probabilities of 0 and 1."""
-    model = sign_model(rng)
+    model = sign_model(rng, **changes)
     for layer in range(model.config.n_layers):
         for first, operand in enumerate(("query", "key", "value")):
             place = f"layers.{layer}.{operand}"
@@ -258,6 +260,56 @@ def test_codes_of_few_levels(tmp_path: Path, change: Any, hidden_size: int) -> N
             states = cpu.hidden_states(ids)
             assert np.unique(states).size > 100
             np.testing.assert_array_equal(gpu.hidden_states(ids), states)
+
+
+def no_change(model: ModelFile, layer: str, rng: np.random.Generator) -> None:
+    pass
+
+
+def codes_of_one_bit(model: ModelFile, layer: str, rng: np.random.Generator) -> None:
+    """-1 and 0 after GELU, 0 and 1 in the context."""
+    model.quantizers[f"{layer}.output"] = Quantizer(2, 0, -1, 0, 0.3)
+    model.quantizers[f"{layer}.attention_output"] = Quantizer(2, 0, 0, 1, 0.3)
+
+
+def zeros_in_the_context(model: ModelFile, layer: str, rng: np.random.Generator) -> None:
+    del model.tensors[f"{layer}.attention_output.shift"]
+
+
+def zeros_after_one_norm(model: ModelFile, layer: str, rng: np.random.Generator) -> None:
+    """Before intermediate in one layer, before key in the next."""
+    norm, linear = ("attention_norm", "intermediate") if layer[-1] == "0" else ("output_norm", "")
+    names = [f"{layer}.{norm}.gain", f"{layer}.{norm}.bias"]
+    names += [f"{layer}.{linear}.shift"] if linear else ["layers.2.key.shift"]
+    clear_column(model, names, 40)
+
+
+LAYERS = [no_change, codes_of_one_bit, zeros_in_the_context, zeros_after_one_norm, *FEW_LEVELS]
+OTHER_SIZES = [(512, zeros_between), (1024, no_change), (1024, zeros_after_one_norm)]
+
+
+@needs_gpu
+@pytest.mark.parametrize(
+    ("hidden_size", "change"), [*[(768, change) for change in LAYERS], *OTHER_SIZES]
+)
+@pytest.mark.parametrize("make", [sign_model, sign_attention_model])
+def test_layers_of_signs(tmp_path: Path, hidden_size: int, change: Any, make: Any) -> None:
+    """Layers with as much between norms as BERT's, which one kernel computes but for attention."""
+    rng = np.random.default_rng(hidden_size)
+    zeros = {"zeros": False} if make is sign_attention_model else {}
+    sizes = {"hidden_size": hidden_size, "n_heads": hidden_size // 64, "n_layers": 3}
+    model = make(rng, intermediate_size=4 * hidden_size, **sizes, **zeros)
+    for n in range(2):
+        change(model, f"layers.{n}", rng)
+    path = tmp_path / "m.bitm"
+    bitm_formats.write(path, model)
+    with Model(path, device="cpu") as cpu, Model(path, device="cuda") as gpu:
+        for batch in (8,) if EMULATED else (8, 70):  # blocks of 32 and 64 tokens
+            ids = rng.integers(0, 400, (batch, 64))
+            states = cpu.hidden_states(ids)
+            assert np.unique(states).size > 100
+            for _ in range(3):  # the third run is a recorded one
+                np.testing.assert_array_equal(gpu.hidden_states(ids), states)
 
 
 @needs_gpu

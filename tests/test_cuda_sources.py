@@ -98,6 +98,7 @@ def all_kernels() -> tuple[str, list[str]]:
         *[f"gemm_norm_kernel<48, 64, {n}>" for n in ("4, false", "3, true")],
         *[f"gemm_norm_cluster_kernel<{n}, true>" for n in (512, 768, 1024)],
         *[f"gemm_norm_cluster_kernel<{n}, false>" for n in (512, 768, 1024)],
+        *[f"layer_signs_kernel<{n}>" for n in ("2, 32", "2, 64", "3, 32", "3, 64", "4, 32")],
     ]
     text = "".join((CUDA / header).read_text() for header in headers)
     plain = re.findall(

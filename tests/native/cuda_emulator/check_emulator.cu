@@ -62,7 +62,8 @@ static __global__ void by_a_bulk_store(Job job)
     uint4 *piece = (uint4 *)shared + threadIdx.x;
     *piece = ((const uint4 *)job.from)[threadIdx.x ^ 1];
     store_bulk((uint4 *)job.to + threadIdx.x, piece, PIECE);
-    if (job.omission != WAIT) end_stores();
+    store_commit();
+    if (job.omission != WAIT) wait_for_stores<0>();
 }
 
 /* Adds sums, and takes away what they are to be. */

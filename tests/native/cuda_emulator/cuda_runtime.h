@@ -100,6 +100,11 @@ static inline int __ffs(int x)
     return __builtin_ffs(x);
 }
 
+template <typename T> static inline T __ldcg(const T *p)
+{
+    return *p;
+}
+
 static inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift)
 {
     return (unsigned)(((uint64_t)high << 32 | low) << (shift & 31) >> 32);
@@ -154,6 +159,13 @@ template <typename T> static inline T atomicAdd(T *place, T x)
 {
     T before = *place;
     *place = before + x;
+    return before;
+}
+
+template <typename T> static inline T atomicOr(T *place, T x)
+{
+    T before = *place;
+    *place = before | x;
     return before;
 }
 

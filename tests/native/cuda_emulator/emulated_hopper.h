@@ -14,9 +14,14 @@ using cuda_emulator::store_in_block;
 using cuda_emulator::wait_for_cluster;
 using cuda_emulator::wait_for_phase;
 
-static inline void wait_for_kernels_before(uint32_t)
+static inline void wait_for_all_before()
 {
     cuda_emulator::wait_for_kernels_before();
+}
+
+/* Nothing: kernels begin as early as they may whether or not the one before says so. */
+static inline void let_next_begin()
+{
 }
 
 /* ---- Copies ---- */
@@ -51,9 +56,25 @@ static inline void store_bulk(void *to, const void *from, uint32_t n_bytes)
     cuda_emulator::start_bulk_store(to, from, n_bytes);
 }
 
-static inline void end_stores()
+/* Policies of the second cache are not emulated. */
+static inline void copy_bulk_once(void *to, const void *from, uint32_t n_bytes, uint64_t *barrier)
 {
-    cuda_emulator::end_bulk_stores();
+    copy_bulk(to, from, n_bytes, barrier);
+}
+
+static inline void store_bulk_kept(void *to, const void *from, uint32_t n_bytes)
+{
+    store_bulk(to, from, n_bytes);
+}
+
+static inline void store_commit()
+{
+    cuda_emulator::commit_bulk_stores();
+}
+
+template <int N> static inline void wait_for_stores()
+{
+    cuda_emulator::wait_for_bulk_stores(N);
 }
 
 static inline void store_tiles_turned(void *row, const uint32_t tiles[4])
@@ -93,9 +114,9 @@ static inline void start_product(cuda_emulator::Factors factors, uint32_t n, T *
 
 template <typename T>
 static inline void start_product(cuda_emulator::Factors factors, uint32_t n, T *d,
-                                 const uint32_t a[4], uint64_t b)
+                                 const uint32_t a[4], uint64_t b, bool adds = true)
 {
-    cuda_emulator::start_product({factors, n, true, d, 0, b, {a[0], a[1], a[2], a[3]}});
+    cuda_emulator::start_product({factors, n, adds, d, 0, b, {a[0], a[1], a[2], a[3]}});
 }
 
 static inline void wgmma_bits(int32_t d[64], uint64_t a, uint64_t b)
@@ -121,6 +142,16 @@ static inline void wgmma_bits_32(int32_t d[16], uint64_t a, uint64_t b)
 static inline void wgmma_bits_8(int32_t d[4], uint64_t a, uint64_t b)
 {
     start_product(cuda_emulator::Factors::BITS, 8, d, a, b);
+}
+
+static inline void wgmma_rows_64(bool onto, int32_t d[32], const uint4 &a, uint64_t b)
+{
+    start_product(cuda_emulator::Factors::ROWS_OF_BITS, 64, d, &a.x, b, onto);
+}
+
+static inline void wgmma_rows_32(bool onto, int32_t d[16], const uint4 &a, uint64_t b)
+{
+    start_product(cuda_emulator::Factors::ROWS_OF_BITS, 32, d, &a.x, b, onto);
 }
 
 static inline void wgmma_codes_64(int32_t d[32], uint64_t a, uint64_t b)

@@ -95,9 +95,17 @@ struct Copy {
     uint64_t *barrier;
 };
 
-/* A product of a warpgroup [64, n], d += a x b, that is under way; `a` by its descriptor or in
- * registers. */
-enum class Factors { BITS, CODES, UNSIGNED_BYTES, SIGNED_BYTES, HALVES, TURNED_HALVES };
+/* A product of a warpgroup [64, n], d += a x b, that is under way; `a` by its descriptor or, where
+ * the factors are rows of bits, bytes or turned, in registers. */
+enum class Factors {
+    BITS,
+    ROWS_OF_BITS,
+    CODES,
+    UNSIGNED_BYTES,
+    SIGNED_BYTES,
+    HALVES,
+    TURNED_HALVES,
+};
 
 struct Product {
     Factors factors;
@@ -250,7 +258,8 @@ void expect_bytes(uint64_t *barrier, uint32_t n_bytes);
 void wait_for_phase(uint64_t *barrier, uint32_t phase);
 void start_bulk_copy(void *to, const void *from, uint32_t n_bytes, uint64_t *barrier);
 void start_bulk_store(void *to, const void *from, uint32_t n_bytes);
-void end_bulk_stores();
+void commit_bulk_stores();
+void wait_for_bulk_stores(size_t n_groups);
 
 /* Of the scheduler: ends a bulk copy; false where none is under way.  Poisons what a thread that
  * has ended has not waited for. */

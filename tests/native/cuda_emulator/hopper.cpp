@@ -172,11 +172,19 @@ void start_bulk_store(void *to, const void *from, uint32_t n_bytes)
     current->stores.list.push_back({to, from, n_bytes, NULL});
 }
 
-void end_bulk_stores()
+void commit_bulk_stores()
 {
-    for (const Copy &store : current->stores.list)
+    current->stores.commit();
+}
+
+void wait_for_bulk_stores(size_t n_groups)
+{
+    size_t n = current->stores.waited(n_groups);
+    for (size_t i = 0; i < n; i++) {
+        const Copy &store = current->stores.list[i];
         memcpy(store.to, store.from, store.n_bytes);
-    current->stores.clear();
+    }
+    current->stores.forget(n);
 }
 
 void lose_bulk_stores(Thread &thread)

@@ -170,6 +170,7 @@ static void multiply(const Gathering &warp, size_t number)
     float float_sums[ROWS * MOST_COLUMNS];
     switch (product.factors) {
     case Factors::BITS:
+    case Factors::ROWS_OF_BITS:
         multiply_bits(x, product.n, sums);
         break;
     case Factors::CODES:
