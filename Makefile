@@ -136,7 +136,9 @@ test-cuda: dev ## build libbitm_cuda (needs nvcc) and run its tests on this mach
 	  tests/test_quantizers.py tests/test_family_*.py tests/test_invariance.py
 
 # Kernels compiled as C++, once for a GPU with Hopper's instructions and once for one of the oldest: docs/cuda.md.
+# EMULATED_FAMILIES='bibert binarybert ...' chooses the families of checkpoints whose tests run there.
 EMULATED_GPUS := build/emulated-gpus
+EMULATED_FAMILIES ?= bibert bipft bit bitnet
 EMULATED_PATH = runtime:formats:converter:tests:$(EMULATED_GPUS)/$(1)/python
 EMULATED_TESTS = OPENBLAS_NUM_THREADS=1 PYTHONPATH=$(call EMULATED_PATH,$(1)) \
   pytest -q -rs -n auto --maxprocesses 4 --dist worksteal
@@ -146,7 +148,7 @@ test-cuda-emulated: dev emulated-hopper emulated-oldest ## run the CUDA sources 
 	$(call EMULATED_TESTS,hopper) tests/test_cuda.py
 	BITM_EMULATED_MULTIPROCESSORS=8 $(call EMULATED_TESTS,hopper) tests/test_cuda.py -k layers_of_signs
 	BITM_EMULATED_SEED=1 BITM_EMULATED_MULTIPROCESSORS=8 $(call EMULATED_TESTS,hopper) -p device_twin \
-	  tests/test_quantizers.py tests/test_family_*.py
+	  tests/test_quantizers.py $(EMULATED_FAMILIES:%=tests/test_family_%.py)
 	$(call EMULATED_TESTS,oldest) tests/test_cuda.py -k 'every_layer or every_shape'
 
 emulated-hopper emulated-oldest: emulated-%: $(VENV)/ready

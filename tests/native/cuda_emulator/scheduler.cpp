@@ -162,10 +162,8 @@ static Thread *take_ready(Cluster &cluster)
         cluster.next = 0;
         return NULL;
     }
-    size_t left = cluster.ready.size() - cluster.next;
-    if (has_seed())
-        std::swap(cluster.ready[cluster.next],
-                  cluster.ready[cluster.next + chance((uint32_t)left)]);
+    /* The first or the last, by chance. */
+    if (has_seed() && chance(2) == 1) std::swap(cluster.ready[cluster.next], cluster.ready.back());
     return cluster.ready[cluster.next++];
 }
 
