@@ -148,7 +148,8 @@ static Next next_of(const Work &w, const Layer *layer, Inputs inputs[3])
         {&layer->query, &layer->key, &layer->value}, 3, inputs, counted_after_attention(w, *layer)};
 }
 
-/* inputs: those of query, key and value, and then those of the layer after, as what is made ahead. */
+/* inputs: those of query, key and value, and then those of the layer after; so is what is made ahead
+ * of this one. */
 static void run_layer(const Work &w, const Layer &layer, const Layer *after, Inputs inputs[3],
                       Ahead *ahead)
 {
@@ -191,8 +192,7 @@ bitm_status forward(bitm_device_session *session, uint32_t n_layers, bitm_error 
     Ahead ahead = {};
     embed(w, next_of(w, n_layers > 0 ? layers : NULL, inputs));
     for (uint32_t n = 0; n < n_layers; n++)
-        run_layer(w, layers[n], n + 1 < n_layers ? &layers[n + 1] : NULL, inputs,
-                  &ahead);
+        run_layer(w, layers[n], n + 1 < n_layers ? &layers[n + 1] : NULL, inputs, &ahead);
     BITM_CUDA_TRY(cudaGetLastError(), "starting the encoder on the device", err);
     return BITM_OK;
 }

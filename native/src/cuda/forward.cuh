@@ -1,5 +1,6 @@
 /* The forward pass, between the files that it is cut into: inputs.cu (what linears take),
- * products.cu (linears), norms.cu, attention.cu, layer_signs.cu, and forward.cu (layers and heads). */
+ * products.cu (linears), norms.cu, attention.cu, layer_signs.cu, and forward.cu (layers and heads).
+ */
 #ifndef BITM_CUDA_FORWARD_CUH
 #define BITM_CUDA_FORWARD_CUH
 
@@ -228,14 +229,14 @@ bitm_status prepare_attention(const bitm_device_model *model, bitm_error *err);
 
 /* ---- layer_signs.cu ---- */
 
-/* What run_layer_signs has made ahead of the next layer: planes of its query, key and value, and its
- * residual, which is then in the place of intermediate's results, for run_layer_signs alone. */
+/* What run_layer_signs has made ahead of the next layer: planes of its query, key and value, and
+ * its residual, which is then in the place of intermediate's results, for run_layer_signs alone. */
 struct Ahead {
     bool has_operands, has_rows;
 };
 
-/* All of a layer after attention in one kernel, where it can run: x, the inputs of what follows, and
- * what is made ahead of the layer after; *ahead: what there is of this one. */
+/* All of a layer after attention in one kernel, where it can run: x, the inputs of what follows,
+ * and what is made ahead of the layer after; *ahead: what there is of this one. */
 bool run_layer_signs(const Work &w, const Layer &layer, const Inputs &context, const Next &next,
                      const Layer *after, Ahead *ahead);
 

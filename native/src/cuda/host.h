@@ -47,7 +47,7 @@ struct Branch {
     const float *shift, *rms_gain, *bias, *row_scale, *row_offset, *row_base;
     const float *column_scale, *column_offset;
     Quantizer quantizer;
-    const SumLimits *sum_limits; /* of sums that tell the codes of what follows; NULL: none */
+    const SumLimits *sum_limits;   /* of sums that tell the codes of what follows; NULL: none */
     const uint32_t *packed_limits; /* the same for run_layer_signs; NULL: it does not want them */
 };
 
