@@ -91,6 +91,7 @@ def all_kernels() -> tuple[str, list[str]]:
         *[f"embed_registers_kernel<{n}>" for n in (32, 48, 64)],
         *[f"encode_rows_kernel<{n}>" for n in (4, 6, 8, 16, 24)],
         *[f"attention_kernel<{n}>" for n in (0, 4)],
+        *[f"attention_signs_kernel<{n}>" for n in (3, 4)],
         *[f"attend_kernel<{b}, {t}>" for b in ("true", "false") for t in attentions],
         *[f"attend_kernel<true, 2, {n}, 64>" for n in (1, 2)],  # of codes
         *[f"gemm_norm_kernel<32, 32, 2, {b}>" for b in ("true", "false")],

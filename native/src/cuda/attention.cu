@@ -423,10 +423,17 @@ static void launch_sign_attention(const Work &w, SignAttention *a)
         n /= 2;
     a->n_queries = n;
     uint32_t parts = ceil_div(length, n);
-    uint32_t most = model->n_multiprocessors * SIGNS_BLOCKS / (n_heads * parts);
+    bool is_long = length > CHUNK;
+    uint32_t blocks = is_long ? LONG_SIGNS_BLOCKS : SIGNS_BLOCKS;
+    uint32_t most = model->n_multiprocessors * blocks / (n_heads * parts);
     if (most == 0) most = 1;
     dim3 grid(n_heads, parts, batch.n_sequences < most ? batch.n_sequences : most);
-    launch_early(w, attention_signs_kernel, grid, SIGNS_THREADS, signs_shared_bytes(length), 1, *a);
+    size_t shared = signs_shared_bytes(length);
+    if (is_long)
+        launch_early(w, attention_signs_kernel<LONG_SIGNS_BLOCKS>, grid, SIGNS_THREADS, shared, 1,
+                     *a);
+    else
+        launch_early(w, attention_signs_kernel<SIGNS_BLOCKS>, grid, SIGNS_THREADS, shared, 1, *a);
 }
 
 bool attend_signs(const Work &w, const Layer &layer, const float *x, bool has_operands,
@@ -482,7 +489,8 @@ bitm_status prepare_attention(const bitm_device_model *model, bitm_error *err)
     BITM_TRY_STATUS(allow_shared(attention_bytes_kernel, model, err));
     BITM_TRY_STATUS(allow_shared(attention_kernel<4>, model, err));
     BITM_TRY_STATUS(allow_shared(attention_kernel<0>, model, err));
-    BITM_TRY_STATUS(allow_shared(attention_signs_kernel, model, err));
+    BITM_TRY_STATUS(allow_shared(attention_signs_kernel<SIGNS_BLOCKS>, model, err));
+    BITM_TRY_STATUS(allow_shared(attention_signs_kernel<LONG_SIGNS_BLOCKS>, model, err));
     BITM_TRY_STATUS(allow_shared(general_attention_kernel, model, err));
     return allow_shared(probability_extremes_kernel, model, err);
 }

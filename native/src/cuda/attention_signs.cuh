@@ -21,7 +21,9 @@ namespace bitm {
 enum {
     SIGNS_THREADS = 256,
     SIGNS_WARPS = SIGNS_THREADS / WARP,
-    SIGNS_BLOCKS = 4, /* on a multiprocessor, at least */
+    /* Blocks on a multiprocessor, at least: fewer leave registers for sequences of many chunks. */
+    SIGNS_BLOCKS = 4,
+    LONG_SIGNS_BLOCKS = 3,
     QUAD = 4,
     SIGNS_QUERIES = SIGNS_THREADS / QUAD, /* of a block at once, at most */
     CHUNK = 64,
@@ -432,7 +434,8 @@ static __device__ inline void attend_sequence(const SignAttention &a, const Sign
 }
 
 /* Blocks: heads, parts of the sequences' queries, and as many as divide the sequences. */
-static __global__ void __launch_bounds__(SIGNS_THREADS, SIGNS_BLOCKS)
+template <int BLOCKS>
+static __global__ void __launch_bounds__(SIGNS_THREADS, BLOCKS)
     attention_signs_kernel(SignAttention a)
 {
     BITM_DYNAMIC_SHARED(shared);
