@@ -284,7 +284,17 @@ def zeros_after_one_norm(model: ModelFile, layer: str, rng: np.random.Generator)
     clear_column(model, names, 40)
 
 
+def planes_in_the_last_layer(model: ModelFile, layer: str, rng: np.random.Generator) -> None:
+    two_planes(model, "layers.2", rng)
+
+
+def ternary_weights_in_the_middle(model: ModelFile, layer: str, rng: np.random.Generator) -> None:
+    if layer == "layers.1":
+        ternary_weights(model, layer, rng)
+
+
 LAYERS = [no_change, codes_of_one_bit, zeros_in_the_context, zeros_after_one_norm, *FEW_LEVELS]
+LAYERS += [planes_in_the_last_layer, ternary_weights_in_the_middle]
 OTHER_SIZES = [(512, zeros_between), (1024, no_change), (1024, zeros_after_one_norm)]
 
 

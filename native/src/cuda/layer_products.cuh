@@ -213,9 +213,8 @@ enum : uint32_t { HALF_SIGNS = 0x80008000u };
 
 /* Appends a bit for either output to the bytes of TOKENS / 4 tokens, which are the upper ones of a
  * word's halves, two tokens a word: a bit is 0 where the code is the greater one.  Differences of
- * sums and limits are halves too, made positive by 2^15.  code_sums: halves,
- * N more than they are.  LEFT: some output has
- * a limit on the left. */
+ * sums and limits are halves too, made positive by 2^15, and so are code_sums, N more than they
+ * are. LEFT: some output has a limit on the left. */
 template <typename S, bool LEFT>
 static __device__ inline void compare_tile(const int32_t acc[], int32_t multiplier,
                                            const SumLimits limits[2], const uint32_t *code_sums,

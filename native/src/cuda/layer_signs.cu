@@ -87,37 +87,45 @@ static bool plan_layer(const Work &w, const Layer &layer, const Inputs &context,
     return true;
 }
 
-/* The signs that the layer after takes, and its query, key and value where these become signs too;
- * false where the kernel cannot make what is taken. */
-static bool plan_layer_after(const Work &w, const Layer *after, const Next &next, LayerSigns *a)
+/* The signs that the layer after takes, and its query, key and value where these become signs too.
+ * Inputs of other kinds are left to be made. */
+static void plan_layer_after(const Work &w, const Layer *after, const Next &next, LayerSigns *a)
 {
+    const Buffers &b = w.session->buffers;
     uint32_t n = w.session->model->network.config->hidden_size;
     LayerHalf *last = &a->halves[1];
     last->signs = plan_followers(w, n, next);
-    a->results = w.session->buffers.hidden;
+    a->results = b.hidden;
     a->results_row = n;
     Encoding encodings[LAYER_OPERANDS];
-    bool wanted =
+    bool known =
         after != NULL && after->has_ordered_operands && plan_sign_operands(w, *after, encodings);
+    bool are_signs = true;
     for (uint32_t i = 0; i < next.n; i++) {
-        if (!takes_signs(w, *next.linears[i])) return false;
-        wanted = wanted && knows_bits(*next.linears[i]);
+        are_signs = are_signs && takes_signs(w, *next.linears[i]);
+        known = known && knows_bits(*next.linears[i]);
     }
-    if (!wanted) return true;
+    if (!are_signs) {
+        last->signs.n = 0;
+        for (uint32_t i = 0; i < next.n; i++) {
+            next.inputs[i] = Inputs();
+            next.inputs[i].place = &b.encoded[i];
+        }
+    }
+    if (!known || !are_signs) return;
     a->n_operands = LAYER_OPERANDS;
-    int32_t of_context, of_inner;
-    if (takes_layer(w, *after, &of_context, &of_inner) &&
-        counted_after_attention(w, *after) != NULL) {
-        a->results = w.session->buffers.intermediate;
-        a->results_row = n + ROW_PADDING;
-    }
     for (uint32_t i = 0; i < LAYER_OPERANDS; i++) {
         last->to_bits[i] = linear_of(*next.linears[i], 0);
         a->planes[i] = encodings[i].planes;
         for (uint32_t k = 0; k < last->signs.n; k++)
             if (last->signs.encodings[k].planes == next.inputs[i].place->planes) a->sets[i] = k;
     }
-    return true;
+    int32_t of_context, of_inner;
+    if (!takes_layer(w, *after, &of_context, &of_inner) ||
+        counted_after_attention(w, *after) == NULL)
+        return;
+    a->results = b.intermediate;
+    a->results_row = n + ROW_PADDING;
 }
 
 template <int H256, int TOKENS> static void launch_layer(const Work &w, const LayerSigns &a)
@@ -132,9 +140,8 @@ bool run_layer_signs(const Work &w, const Layer &layer, const Inputs &context, c
     LayerSigns a = {};
     const Ahead before = *ahead;
     *ahead = Ahead();
-    if (!plan_layer(w, layer, context, before.has_rows, &a) ||
-        !plan_layer_after(w, after, next, &a))
-        return false;
+    if (!plan_layer(w, layer, context, before.has_rows, &a)) return false;
+    plan_layer_after(w, after, next, &a);
     ahead->has_operands = a.n_operands > 0;
     ahead->has_rows = a.results == w.session->buffers.intermediate;
     uint32_t n = w.session->model->network.config->hidden_size;
