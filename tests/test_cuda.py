@@ -322,6 +322,38 @@ def test_layers_of_signs(tmp_path: Path, hidden_size: int, change: Any, make: An
                 np.testing.assert_array_equal(gpu.hidden_states(ids), states)
 
 
+LENGTHS = {  # of sequences, 64 tokens in all and again
+    "whole": [64],
+    "in blocks": [40, 24, 1, 63, 16, 16, 16, 7, 9, 30, 34, 64, 5, 59],
+    "not in blocks": [40, 64, 24],
+}
+
+
+@needs_gpu
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("change", [no_change, codes_of_one_bit, zeros_after_one_norm])
+@pytest.mark.parametrize("hidden_size", [512, 768])
+def test_layers_of_signs_with_attention(
+    tmp_path: Path, hidden_size: int, change: Any, lengths: str
+) -> None:
+    """One kernel computes attention, too, where blocks of 64 tokens have whole sequences."""
+    rng = np.random.default_rng(len(lengths))
+    sizes = {"hidden_size": hidden_size, "n_heads": hidden_size // 64, "n_layers": 3}
+    model = sign_attention_model(rng, False, intermediate_size=4 * hidden_size, **sizes)
+    for n in range(2):
+        change(model, f"layers.{n}", rng)
+    path = tmp_path / "m.bitm"
+    bitm_formats.write(path, model)
+    of_rows = LENGTHS[lengths] * 80
+    n = int(np.searchsorted(np.cumsum(of_rows), 768 if EMULATED else 5120))
+    mask = (np.arange(64) < np.array(of_rows[: n + 1])[:, None]).astype(np.int64)
+    with Model(path, device="cpu") as cpu, Model(path, device="cuda") as gpu:
+        ids = rng.integers(0, 400, mask.shape)
+        states = cpu.hidden_states(ids, mask)
+        for _ in range(3):  # the third run is a recorded one
+            np.testing.assert_array_equal(gpu.hidden_states(ids, mask), states)
+
+
 @needs_gpu
 @pytest.mark.parametrize("head_size", [1, 17, 40, 64, 128, 200])
 def test_attention_of_bytes(tmp_path: Path, head_size: int) -> None:

@@ -69,6 +69,12 @@ template <int THREADS = WARP> static __device__ inline int32_t warp_sum(int32_t 
     return x;
 }
 
+/* The ones of a piece of bits. */
+static __device__ inline int32_t popc_piece(const uint4 &bits)
+{
+    return __popc(bits.x) + __popc(bits.y) + __popc(bits.z) + __popc(bits.w);
+}
+
 /* A step of a transposition of groups of bits between threads: of two whose numbers differ by
  * `step`, one gets the `low` groups of both, the other those `shift` bits above. */
 static __device__ inline uint32_t exchange_bits(uint32_t x, uint32_t step, uint32_t shift,

@@ -393,9 +393,8 @@ bool plan_sign_operands(const Work &w, const Layer &layer, Encoding encodings[3]
     return true;
 }
 
-/* Planes of signs of query, key and value, by their products or after them. */
-static void run_operands(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
-                         const Encoding encodings[3])
+void run_sign_operands(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
+                       const Encoding encodings[3])
 {
     const Linear *const linears[] = {&layer.query, &layer.key, &layer.value};
     bool write_planes = true;
@@ -443,7 +442,7 @@ bool attend_signs(const Work &w, const Layer &layer, const float *x, bool has_op
     if (!plan_sign_operands(w, layer, operands)) return false;
     const bitm_file_config *config = w.session->model->network.config;
     const Quantizer &of_probabilities = layer.quantize_probabilities;
-    if (!has_operands) run_operands(w, layer, x, inputs, operands);
+    if (!has_operands) run_sign_operands(w, layer, x, inputs, operands);
     SignAttention a = {};
     a.query = operands[0].planes;
     a.key = operands[1].planes;

@@ -242,30 +242,6 @@ static __device__ inline int32_t quad_least(int32_t x)
     return x;
 }
 
-/* The least float from 0 on whose quotient reaches the threshold; infinite where there is none. */
-static __device__ inline float bisect_least(float threshold, float sum)
-{
-    int32_t below = -1, least = 0x7F800000; /* as integers such floats are in the same order */
-    while (least - below > 1) {
-        int32_t middle = below + (least - below) / 2;
-        bool reaches = __int_as_float(middle) / sum >= threshold;
-        least = reaches ? middle : least;
-        below = reaches ? below : middle;
-    }
-    return __int_as_float(least);
-}
-
-/* The same: it is near the threshold times the sum, so threads of a quad try a float each. */
-static __device__ inline float find_least(float threshold, float sum, uint32_t t)
-{
-    uint32_t first = __float_as_uint(threshold * sum) - 2;
-    bool reaches = __uint_as_float(first + t) / sum >= threshold;
-    uint32_t quad = __ballot_sync(ALL_THREADS, reaches) >> (threadIdx.x % WARP - t) & 15;
-    /* From the second, third or fourth float on. */
-    if (quad != 14 && quad != 12 && quad != 8) return bisect_least(threshold, sum);
-    return __uint_as_float(first + (uint32_t)__ffs((int)quad) - 1);
-}
-
 /* Which of a chunk's keys have the probability 1: bit 16 * t + i is that of key 4 * i + t. */
 static __device__ inline uint2 find_ones(const float exponentials[SHARE], float least, uint32_t t,
                                          uint32_t n_keys)

@@ -131,10 +131,7 @@ static void embed(const Work &w, const Next &next)
     e.n = norm.n;
     e.y = norm.y;
     BITM_LAUNCH(embed_kernel, token_blocks(w.n_tokens), TOKEN_THREADS, 0, w.session->stream, e);
-    for (uint32_t i = 0; i < next.n; i++) {
-        next.inputs[i] = Inputs();
-        next.inputs[i].place = &w.session->buffers.encoded[i];
-    }
+    leave_inputs(w, next);
     if (next.counted != NULL) /* as norms do for the layers after */
         BITM_LAUNCH(begin_tokens_kernel, ceil_div(w.n_tokens, QUANTIZE_THREADS), QUANTIZE_THREADS,
                     0, w.session->stream, counted_encoding(w, *next.counted));
@@ -148,8 +145,8 @@ static Next next_of(const Work &w, const Layer *layer, Inputs inputs[3])
         {&layer->query, &layer->key, &layer->value}, 3, inputs, counted_after_attention(w, *layer)};
 }
 
-/* inputs: those of query, key and value, and then those of the layer after; so is what is made ahead
- * of this one. */
+/* inputs: those of query, key and value, and then those of the layer after; so is what is made
+ * ahead of this one. */
 static void run_layer(const Work &w, const Layer &layer, const Layer *after, Inputs inputs[3],
                       Ahead *ahead)
 {
@@ -191,7 +188,7 @@ bitm_status forward(bitm_device_session *session, uint32_t n_layers, bitm_error 
     Inputs inputs[3];
     Ahead ahead = {};
     embed(w, next_of(w, n_layers > 0 ? layers : NULL, inputs));
-    for (uint32_t n = 0; n < n_layers; n++)
+    for (uint32_t n = run_layers_of_signs(w, n_layers, inputs); n < n_layers; n++)
         run_layer(w, layers[n], n + 1 < n_layers ? &layers[n + 1] : NULL, inputs, &ahead);
     BITM_CUDA_TRY(cudaGetLastError(), "starting the encoder on the device", err);
     return BITM_OK;

@@ -136,6 +136,9 @@ struct Next {
     const Linear *counted;
 };
 
+/* Leaves all of them to be made. */
+void leave_inputs(const Work &w, const Next &next);
+
 /* Plans the inputs that a norm of n columns makes; those it cannot make are left to be made. */
 Followers plan_followers(const Work &w, uint32_t n, const Next &next);
 
@@ -221,7 +224,11 @@ bool attend(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
  * become 0 or 1; false where it is not. */
 bool plan_sign_operands(const Work &w, const Layer &layer, Encoding encodings[3]);
 
-/* The same of signs; has_operands: query, key and value are in their planes. */
+/* Planes of signs of query, key and value, by their products or after them. */
+void run_sign_operands(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
+                       const Encoding encodings[3]);
+
+/* The same as attend of signs; has_operands: query, key and value are in their planes. */
 bool attend_signs(const Work &w, const Layer &layer, const float *x, bool has_operands,
                   Inputs inputs[3], Inputs *context);
 
@@ -239,6 +246,10 @@ struct Ahead {
  * and what is made ahead of the layer after; *ahead: what there is of this one. */
 bool run_layer_signs(const Work &w, const Layer &layer, const Inputs &context, const Next &next,
                      const Layer *after, Ahead *ahead);
+
+/* All layers in one kernel, or a few, where sequences lie within blocks: the first is given the
+ * embeddings and their inputs.  Returns how many have been run: all, or none. */
+uint32_t run_layers_of_signs(const Work &w, uint32_t n_layers, Inputs inputs[3]);
 
 bitm_status prepare_layers(const bitm_device_model *model, bitm_error *err);
 

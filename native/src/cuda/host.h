@@ -70,7 +70,14 @@ struct Layer {
      * the layer after, too. */
     const uint4 *ordered_weights;
     bool has_ordered_operands;
+    const uint32_t
+        *context_limits; /* of attention of signs, likewise; NULL: they do not tell all */
 };
+
+/* Of a layer: query, key, value, intermediate and the context, which may become codes of two
+ * levels.
+ */
+enum { LIMITED_QUERY, LIMITED_KEY, LIMITED_VALUE, LIMITED_INNER, LIMITED_CONTEXT, N_LIMITED };
 
 Quantizer quantizer_of(const bitm_file_quantizer *quantizer);
 
@@ -78,9 +85,12 @@ Quantizer quantizer_of(const bitm_file_quantizer *quantizer);
  * levels. */
 bool has_thresholds(const Quantizer &quantizer);
 
-/* Takes the weights of a layer of signs, whose bits are packed, in the order of its kernel. */
-void bind_ordered_weights(const bitm_device_model *model, bitm_arena *arena, Layer *layer,
-                          Layer *after);
+/* Whether a layer's queries and keys are signs, in heads of SIGNS_HEAD. */
+bool has_sign_scores(const bitm_file_config &config, const Layer &layer);
+
+/* Takes the weights of layer n, if it is one of signs, whose bits are packed, in the order of its
+ * kernel. */
+void bind_ordered_weights(const bitm_device_model *model, bitm_arena *arena, uint32_t n);
 
 /* The least float whose code is at least `code`; a NaN where there is none. */
 float threshold_of(const Quantizer &quantizer, int32_t code);
@@ -100,7 +110,7 @@ struct bitm_device_model {
     uint8_t *packed;    /* weights in tiles */
     uint64_t n_bytes;
     bitm::Layer *layers;
-    uint32_t *unknown_limits; /* on the device, while the model is bound */
+    uint32_t *unknown_limits; /* [n_layers, N_LIMITED] on the device, while the model is bound */
     bitm::Linear pooler, mlm_transform, mlm_decoder, classifier;
     bitm::NormWeights embedding_norm, pooler_norm, mlm_norm;
     bitm::Matrix word, word_second, position, token_type;

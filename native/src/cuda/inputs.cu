@@ -232,15 +232,22 @@ Encoding counted_encoding(const Work &w, const Linear &linear)
     return e;
 }
 
+void leave_inputs(const Work &w, const Next &next)
+{
+    for (uint32_t i = 0; i < next.n; i++) {
+        next.inputs[i] = Inputs();
+        next.inputs[i].place = &w.session->buffers.encoded[i];
+    }
+}
+
 Followers plan_followers(const Work &w, uint32_t n, const Next &next)
 {
     Followers followers = {};
     if (next.counted != NULL) followers.later = counted_encoding(w, *next.counted);
+    leave_inputs(w, next);
     for (uint32_t i = 0; i < next.n; i++) {
         const Linear &linear = *next.linears[i];
         Inputs *inputs = next.inputs;
-        inputs[i] = Inputs();
-        inputs[i].place = &w.session->buffers.encoded[i];
         if (!is_in_registers(n) || !can_follow(w, linear)) continue;
         const Branch *branch = &linear.branches[0];
         bool known = false;

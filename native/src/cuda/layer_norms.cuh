@@ -44,18 +44,25 @@ static __device__ inline void centre_rows(float eps, const float *rows, float2 *
     }
 }
 
+/* The kinds of signs that a norm takes, by what is added before, and where they go. */
+struct NormSigns {
+    const float *const *shifts;
+    uint32_t n;
+    uint4 *sets;
+};
+
 /* What the model knows of a thread's column, loaded before it is wanted. */
 struct NormColumn {
     float gain, bias, shift[LAYER_OPERANDS];
 };
 
-static __device__ inline NormColumn norm_column(const LayerHalf &half, uint32_t column)
+static __device__ inline NormColumn norm_column(const LayerHalf &half, const NormSigns &signs,
+                                                uint32_t column)
 {
-    NormColumn c = {half.gain[column], half.bias[column], {0.0F, 0.0F, 0.0F}};
+    NormColumn c = {half.norm_gain[column], half.norm_bias[column], {0.0F, 0.0F, 0.0F}};
 #pragma unroll
     for (uint32_t k = 0; k < LAYER_OPERANDS; k++)
-        if (k < half.signs.n && half.signs.encodings[k].shift != NULL)
-            c.shift[k] = half.signs.encodings[k].shift[column];
+        if (k < signs.n && signs.shifts[k] != NULL) c.shift[k] = signs.shifts[k][column];
     return c;
 }
 
@@ -86,10 +93,8 @@ static __device__ inline void sum_signs(uint32_t n, const uint4 *sets, LayerFact
     for (uint32_t i = threadIdx.x; i < n * S::TOKENS * 4; i += LAYER_THREADS) {
         uint32_t k = i / 4 / S::TOKENS, row = i / 4 % S::TOKENS;
         int32_t positive = 0;
-        for (uint32_t piece = i % 4; piece < S::PIECES; piece += 4) {
-            uint4 bits = sets[k * S::SET + piece_place(row, piece, S::PIECES)];
-            positive += __popc(bits.x) + __popc(bits.y) + __popc(bits.z) + __popc(bits.w);
-        }
+        for (uint32_t piece = i % 4; piece < S::PIECES; piece += 4)
+            positive += popc_piece(sets[k * S::SET + piece_place(row, piece, S::PIECES)]);
         positive = warp_sum<4>(positive);
         if (i % 4 == 0)
             facts->sign_sums[k][row] = (uint16_t)(2 * positive + facts->n_zeros[k][row]);
@@ -97,22 +102,23 @@ static __device__ inline void sum_signs(uint32_t n, const uint4 *sets, LayerFact
 }
 
 /* Normalizes the rows in their place and takes signs of them, up to three kinds: the positive ones
- * into sets, words of nonzero ones that are not all ones into second planes in memory, the codes'
- * sums into the facts.  A warp has a part, 32 columns of 32 rows, at a time.  Returns whether no
- * sign is 0; all threads have met. */
+ * into sets, words of nonzero ones that are not all ones into planes in memory, the codes' sums
+ * into the facts.  A warp has a part, 32 columns of 32 rows, at a time.  Returns whether no sign is
+ * 0; all threads have met. */
 template <typename S>
-static __device__ inline bool normalize_rows(const LayerHalf &half, float eps, uint32_t token,
-                                             float *rows, uint4 *sets, LayerFacts<S::TOKENS> *facts)
+static __device__ inline bool normalize_rows(const SignLayers &a, const LayerHalf &half,
+                                             const NormSigns &signs, uint32_t token, float *rows,
+                                             LayerFacts<S::TOKENS> *facts)
 {
     enum : uint32_t { WORDS = S::N / 32, PARTS = WORDS * S::TOKENS / WARP, AT_ONCE = TILE_ROWS };
-    const uint32_t n = half.signs.n, lane = threadIdx.x % WARP;
+    const uint32_t n = signs.n, lane = threadIdx.x % WARP;
     uint32_t part = threadIdx.x / WARP;
-    NormColumn next = norm_column(half, part % WORDS * 32 + lane);
+    NormColumn next = norm_column(half, signs, part % WORDS * 32 + lane);
     for (uint32_t i = threadIdx.x; i < n * S::TOKENS; i += LAYER_THREADS)
         facts->n_zeros[i / S::TOKENS][i % S::TOKENS] = 0;
     if (threadIdx.x < LAYER_OPERANDS * 2)
         facts->parts_with_zeros[threadIdx.x / 2][threadIdx.x % 2] = 0;
-    centre_rows<S>(eps, rows, facts->centres);
+    centre_rows<S>(a.eps, rows, facts->centres);
     __syncthreads();
     bool dense = true;
 #pragma unroll 1
@@ -122,9 +128,9 @@ static __device__ inline bool normalize_rows(const LayerHalf &half, float eps, u
         /* x + shift > 0 where x > -shift */
         const float least[LAYER_OPERANDS] = {-next.shift[0], -next.shift[1], -next.shift[2]};
         part += LAYER_THREADS / WARP;
-        if (part < PARTS) next = norm_column(half, part % WORDS * 32 + lane);
+        if (part < PARTS) next = norm_column(half, signs, part % WORDS * 32 + lane);
         float *values = rows + first * S::ROW + word * 32 + lane;
-        uint32_t *words = (uint32_t *)(sets + piece_place(first, word / 4, S::PIECES)) + word % 4;
+        uint32_t *words = word_of_set<S>(signs.sets, first, word);
         bool nonzero[LAYER_OPERANDS] = {true, true, true};
 #pragma unroll 1
         for (uint32_t tile = 0; tile < WARP / AT_ONCE; tile++) {
@@ -159,16 +165,15 @@ static __device__ inline bool normalize_rows(const LayerHalf &half, float eps, u
         if (!__any_sync(ALL_THREADS, !(nonzero[0] && nonzero[1] && nonzero[2]))) continue;
         dense = false;
         for (uint32_t k = 0; k < n; k++) {
-            const Encoding &e = half.signs.encodings[k];
             float of_sign = k == 0 ? least[0] : k == 1 ? least[1] : least[2];
-            word_at(e, token + first + lane, word * 32)[e.plane_stride * 4] =
+            *word_of_set<S>(a.nonzero[k], token + first + lane, word) =
                 find_zero_signs<S>(values, of_sign, &facts->n_zeros[k][first]);
             if (lane == 0) atomicOr(&facts->parts_with_zeros[k][first / WARP], 1u << word);
         }
     }
     publish_tiles();
     dense = __syncthreads_and(dense) != 0;
-    sum_signs<S>(n, sets, facts);
+    sum_signs<S>(n, signs.sets, facts);
     __syncthreads();
     return dense;
 }

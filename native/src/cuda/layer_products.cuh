@@ -9,14 +9,19 @@ namespace bitm {
 
 #if BITM_HAS_WGMMA
 
-/* Places of a thread's batches, so that loops of four know them, and how many of them are on their
- * way: more would not leave registers for the rest. */
-enum { LAYER_SLOTS = 4, LAYER_AHEAD = 2 };
-
 /* A thread's weights: batch i of all is in slot i % LAYER_SLOTS. */
 template <int H256> struct LayerWeights {
     const uint4 *next;
     uint4 batches[LAYER_SLOTS][H256];
+
+    __device__ inline void begin(const LayerSigns &layer)
+    {
+        next = layer.weights + threadIdx.x / GROUP_THREADS * group_weight_pieces(H256) +
+               threadIdx.x % GROUP_THREADS;
+#pragma unroll
+        for (int slot = 0; slot < LAYER_AHEAD; slot++)
+            fetch(slot);
+    }
 
     __device__ inline void fetch(int slot)
     {
@@ -39,9 +44,10 @@ struct SumRule {
     int32_t between, multiplier, of_ones;
 };
 
-static __device__ inline SumRule rule_of(const LayerLinear &linear, bool dense)
+/* bit: what one of the inputs counts; 0: they are signs. */
+static __device__ inline SumRule rule_of(int32_t bit, bool dense)
 {
-    if (linear.bit != 0) return SumRule{0, 2 * linear.bit, 0};
+    if (bit != 0) return SumRule{0, 2 * bit, 0};
     return dense ? SumRule{0, 4, -2} : SumRule{-2, -2, 0};
 }
 
@@ -84,7 +90,7 @@ struct TileFacts {
     uint2 ones; /* where they count */
 };
 
-static __device__ inline TileFacts facts_of_tile(const LayerLinear &linear, const SumRule &rule,
+static __device__ inline TileFacts facts_of_tile(const LayerHalf &linear, const SumRule &rule,
                                                  uint32_t tile)
 {
     uint32_t output = output_of_tile(tile);
@@ -131,15 +137,15 @@ static __device__ inline void add_to_rows(const int32_t acc[], const SumRule &ru
     }
 }
 
-/* Adds a linear to the rows, a warpgroup H256 tiles of 64 outputs.  n_batches: of a tile, 1 or 4.
- * All threads have met. */
+/* Adds a linear to the rows, once these have come: a warpgroup H256 tiles of 64 outputs.
+ * n_batches: of a tile, 1 or 4. */
 template <typename S>
 static __device__ inline void multiply_to_rows(LayerWeights<S::H256> *weights,
-                                               const LayerLinear &linear, uint32_t n_batches,
+                                               const LayerHalf &linear, uint32_t n_batches,
                                                const LayerInputs &inputs, const int32_t *code_sums,
                                                uint64_t *residual, float *rows)
 {
-    const SumRule rule = rule_of(linear, inputs.nonzero == 0);
+    const SumRule rule = rule_of(linear.bit, inputs.nonzero == 0);
     const bool is_long = n_batches > 1;
     uint32_t tile = threadIdx.x / GROUP_THREADS * S::H256, end = tile + S::H256;
     TileFacts next = facts_of_tile(linear, rule, tile);
@@ -170,9 +176,15 @@ struct ByteLimits {
     uint4 outputs[2];
 };
 
-static __device__ inline ByteLimits limits_of_byte(const LayerLinear &linear, uint32_t output)
+/* An outputs' 256: the first of the thread's 8. */
+static __device__ inline uint32_t output_of_byte(uint32_t first)
 {
-    const uint4 *from = (const uint4 *)(linear.limits + output);
+    return first + (threadIdx.x % GROUP_THREADS / WARP * 8 + threadIdx.x % WARP / 4) * 8;
+}
+
+static __device__ inline ByteLimits limits_of_byte(const BitsLinear &linear, uint32_t first)
+{
+    const uint4 *from = (const uint4 *)(linear.limits + output_of_byte(first));
     return ByteLimits{{from[0], from[1]}};
 }
 
@@ -203,28 +215,20 @@ static __device__ inline bool has_left(const ByteLimits &limits)
     return __any_sync(ALL_THREADS, any) != 0;
 }
 
-/* An int16 in both halves of a word. */
-static __device__ inline uint32_t twice(int32_t x)
-{
-    return (uint32_t)x * 0x10001u;
-}
-
-enum : uint32_t { HALF_SIGNS = 0x80008000u };
-
 /* Appends a bit for either output to the bytes of TOKENS / 4 tokens, which are the upper ones of a
  * word's halves, two tokens a word: a bit is 0 where the code is the greater one.  Differences of
- * sums and limits are halves too, made positive by 2^15, and so are code_sums, N more than they
- * are. LEFT: some output has a limit on the left. */
+ * sums and limits are halves too, and so are code_sums, N more than they are.  LEFT: some output
+ * has a limit on the left. */
 template <typename S, bool LEFT>
 static __device__ inline void compare_tile(const int32_t acc[], int32_t multiplier,
                                            const SumLimits limits[2], const uint32_t *code_sums,
                                            uint32_t bytes[])
 {
     const int32_t more = S::N; /* of the sums of codes */
-    const uint32_t right[2] = {twice(limits[0].right - 1 - more) + HALF_SIGNS,
-                               twice(limits[1].right - 1 - more) + HALF_SIGNS};
-    const uint32_t left[2] = {twice(more - limits[0].left - 1) + HALF_SIGNS,
-                              twice(more - limits[1].left - 1) + HALF_SIGNS};
+    const uint32_t right[2] = {limit_on_right(limits[0].right - more),
+                               limit_on_right(limits[1].right - more)};
+    const uint32_t left[2] = {limit_on_left(limits[0].left - more),
+                              limit_on_left(limits[1].left - more)};
 #pragma unroll
     for (int j = 0; j < S::TOKENS / 8; j++) {
         uint32_t codes = code_sums[j * 4 + threadIdx.x % 4];
@@ -239,10 +243,11 @@ static __device__ inline void compare_tile(const int32_t acc[], int32_t multipli
     }
 }
 
-/* A thread's bytes of 256 outputs, to the tiles of a set of so many pieces in a row. */
+/* A thread's bytes of 256 outputs, to a piece and the next of a set's rows of so many.  inverts:
+ * what is stored, all bits. */
 template <typename S>
-static __device__ inline void store_bytes(const uint32_t bytes[], uint32_t inverts, uint32_t piece,
-                                          uint32_t n_pieces, uint4 *set)
+static __device__ inline void store_bytes(const uint32_t bytes[], uint32_t inverts, uint4 *set,
+                                          uint32_t piece, uint32_t n_pieces)
 {
     uint32_t byte = threadIdx.x % GROUP_THREADS / WARP * 8 + threadIdx.x % WARP / 4;
     unsigned char *to =
@@ -255,47 +260,41 @@ static __device__ inline void store_bytes(const uint32_t bytes[], uint32_t inver
     }
 }
 
-/* Where a warpgroup's N results go as bits: to a set of tiles, from a piece of a row on. */
-struct BitsPlace {
-    uint4 *set;
-    uint32_t piece, n_pieces;
-    uint32_t inverts; /* what is stored, all bits */
-    bool is_lent;     /* the block has to meet before anything is stored */
+/* 256 outputs of a linear whose results become bits, and where these go: a piece of each row. */
+struct OutputBlock {
+    uint32_t number; /* of to_bits; past the last: none */
+    uint32_t output; /* the first */
 };
 
-/* The linear's outputs from `output` on. */
+/* Bits of the results of a block, the thread's bytes of TOKENS / 4 tokens: see compare_tile. *next:
+ * the block's limits, and then those of the one after. */
 template <typename S>
 static __device__ inline void
-multiply_to_bits(LayerWeights<S::H256> *weights, const LayerLinear &linear, uint32_t output,
-                 const LayerInputs &inputs, const uint32_t *code_sums, const BitsPlace &to)
+multiply_to_bits(LayerWeights<S::H256> *weights, const LayerSigns &layer, const OutputBlock &block,
+                 const OutputBlock &after, ByteLimits *next, const LayerInputs &inputs,
+                 const uint32_t *code_sums, uint32_t bytes[])
 {
-    const SumRule rule = rule_of(linear, inputs.nonzero == 0);
-    output += (threadIdx.x % GROUP_THREADS / WARP * 8 + threadIdx.x % WARP / 4) * 8;
-    ByteLimits next = limits_of_byte(linear, output);
-#pragma unroll 1
-    for (uint32_t i = 0; i < S::H256; i++, output += 256) {
-        ByteLimits limits = next;
-        if (i + 1 < S::H256) next = limits_of_byte(linear, output + 256);
-        if (inputs.nonzero != 0) {
-            const uint4 *ones = (const uint4 *)(linear.row_ones + output);
-            forget_ones(&limits.outputs[0], ones[0]);
-            forget_ones(&limits.outputs[1], ones[1]);
-        }
-        bool left = has_left(limits);
-        uint32_t bytes[S::TOKENS / 8] = {};
+    const SumRule rule = rule_of(0, inputs.nonzero == 0);
+    ByteLimits limits = *next;
+    if (after.number <= LAYER_OPERANDS)
+        *next = limits_of_byte(layer.to_bits[after.number], after.output);
+    if (inputs.nonzero != 0) {
+        const uint4 *ones =
+            (const uint4 *)(layer.to_bits[block.number].row_ones + output_of_byte(block.output));
+        forget_ones(&limits.outputs[0], ones[0]);
+        forget_ones(&limits.outputs[1], ones[1]);
+    }
+    bool left = has_left(limits);
 #pragma unroll
-        for (int b = 0; b < LAYER_SLOTS; b++) {
-            int32_t acc[S::TOKENS / 2];
-            multiply<S>(weights->batches[b], inputs, rule, false, acc);
-            weights->fetch(b + LAYER_AHEAD);
-            const SumLimits of_tile[2] = {limits_of(limits, b * 2), limits_of(limits, b * 2 + 1)};
-            if (left)
-                compare_tile<S, true>(acc, rule.multiplier, of_tile, code_sums, bytes);
-            else
-                compare_tile<S, false>(acc, rule.multiplier, of_tile, code_sums, bytes);
-        }
-        if (to.is_lent && i == 0) __syncthreads();
-        store_bytes<S>(bytes, to.inverts, to.piece + i * 2, to.n_pieces, to.set);
+    for (int b = 0; b < LAYER_SLOTS; b++) {
+        int32_t acc[S::TOKENS / 2];
+        multiply<S>(weights->batches[b], inputs, rule, false, acc);
+        weights->fetch(b + LAYER_AHEAD);
+        const SumLimits of_tile[2] = {limits_of(limits, b * 2), limits_of(limits, b * 2 + 1)};
+        if (left)
+            compare_tile<S, true>(acc, rule.multiplier, of_tile, code_sums, bytes);
+        else
+            compare_tile<S, false>(acc, rule.multiplier, of_tile, code_sums, bytes);
     }
 }
 

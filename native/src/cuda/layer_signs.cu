@@ -1,6 +1,7 @@
 /* Layers of signs: what of them one kernel computes. */
 #include "forward.cuh"
 #include "layer_signs.cuh"
+#include "sum_limits.cuh"
 
 namespace bitm {
 
@@ -32,136 +33,220 @@ static bool knows_bits(const Linear &linear)
     return linear.branches[0].sum_limits != NULL && linear.branches[0].packed_limits != NULL;
 }
 
-static LayerLinear linear_of(const Linear &linear, int32_t bit)
+static BitsLinear bits_of(const Linear &linear)
+{
+    return BitsLinear{linear.branches[0].packed_limits, linear.branches[0].row_ones};
+}
+
+static LayerHalf half_of(const Linear &linear, int32_t bit, const NormWeights &norm)
 {
     const Branch &branch = linear.branches[0];
-    return LayerLinear{branch.row_ones,      branch.row_scale,      branch.bias,
-                       branch.packed_limits, branch.quantizer.step, bit};
+    return LayerHalf{branch.row_ones, branch.row_scale, branch.bias, branch.quantizer.step, bit,
+                     norm.gain,       norm.bias};
 }
 
 /* Few tokens are spread over more multiprocessors by other kernels. */
 enum { LEAST_TOKENS = 512 };
 
-/* Whether the kernel takes a layer, as soon as attention writes bits for it; what bits of the
- * inputs of its linears with norms count. */
-static bool takes_layer(const Work &w, const Layer &layer, int32_t *of_context, int32_t *of_inner)
+/* Fills what the kernel is given of a layer itself; false where it does not take it. */
+static bool plan_layer(const Work &w, const Layer &layer, LayerSigns *a)
 {
-    return layer.ordered_weights != NULL && w.n_tokens >= LEAST_TOKENS &&
-           takes_one_plane(w, layer.attention_output, of_context) &&
-           takes_signs(w, layer.intermediate) && takes_one_plane(w, layer.output, of_inner) &&
-           knows_bits(layer.intermediate);
-}
-
-/* Fills what the kernel is given of the layer itself; false where it cannot run. */
-static bool plan_layer(const Work &w, const Layer &layer, const Inputs &context, bool has_rows,
-                       LayerSigns *a)
-{
-    const Buffers &b = w.session->buffers;
-    int32_t of_context = 0, of_inner = 0;
-    if (context.made_for != &layer.attention_output.branches[0] ||
-        !takes_layer(w, layer, &of_context, &of_inner))
+    int32_t of_context, of_inner;
+    if (layer.ordered_weights == NULL || w.n_tokens < LEAST_TOKENS ||
+        !takes_one_plane(w, layer.attention_output, &of_context) ||
+        !takes_signs(w, layer.intermediate) || !takes_one_plane(w, layer.output, &of_inner) ||
+        !knows_bits(layer.intermediate))
         return false;
     a->weights = layer.ordered_weights;
-    uint32_t n = layer.attention_output.rows;
-    a->residual = has_rows ? b.intermediate : b.hidden;
-    a->residual_row = has_rows ? n + ROW_PADDING : n;
-    a->context = context.place->planes;
-    a->context_stride = context.plane_stride;
-    a->context_sum = context.facts.code_sum;
-    a->context_nonzero = of_context == 0 ? context.place->n_nonzero : NULL;
-    LayerHalf *first = &a->halves[0], *last = &a->halves[1];
-    first->to_rows = linear_of(layer.attention_output, of_context);
-    first->gain = layer.attention_norm.gain;
-    first->bias = layer.attention_norm.bias;
-    first->signs.n = 1;
-    first->to_bits[0] = linear_of(layer.intermediate, 0);
-    last->to_rows = linear_of(layer.output, of_inner);
-    last->gain = layer.output_norm.gain;
-    last->bias = layer.output_norm.bias;
-    a->eps = w.session->model->network.config->layer_norm_eps;
-    a->n_tokens = w.n_tokens;
+    a->halves[0] = half_of(layer.attention_output, of_context, layer.attention_norm);
+    a->halves[1] = half_of(layer.output, of_inner, layer.output_norm);
+    a->to_bits[0] = bits_of(layer.intermediate);
+    a->shifts[0] = layer.intermediate.branches[0].shift;
     a->inverts = of_inner < 0 ? ~0u : 0;
-    Inputs inner;
-    plan_inputs(w, &layer.intermediate.branches[0], NULL, layer.intermediate.columns, &b.encoded[0],
-                &inner, &first->signs.encodings[0]);
+    a->attention.inverts = of_context < 0 ? ~0u : 0;
     return true;
 }
 
-/* The signs that the layer after takes, and its query, key and value where these become signs too.
- * Inputs of other kinds are left to be made. */
-static void plan_layer_after(const Work &w, const Layer *after, const Next &next, LayerSigns *a)
+/* Fills what it is given of the signs that follow the layer. */
+static void plan_signs_after(const Followers &signs, const Next &next, LayerSigns *a)
 {
-    const Buffers &b = w.session->buffers;
-    uint32_t n = w.session->model->network.config->hidden_size;
-    LayerHalf *last = &a->halves[1];
-    last->signs = plan_followers(w, n, next);
-    a->results = b.hidden;
-    a->results_row = n;
-    Encoding encodings[LAYER_OPERANDS];
-    bool known =
-        after != NULL && after->has_ordered_operands && plan_sign_operands(w, *after, encodings);
-    bool are_signs = true;
-    for (uint32_t i = 0; i < next.n; i++) {
-        are_signs = are_signs && takes_signs(w, *next.linears[i]);
-        known = known && knows_bits(*next.linears[i]);
+    a->n_kinds = (uint8_t)signs.n;
+    for (uint32_t k = 0; k < signs.n; k++) {
+        a->shifts[1 + k] = signs.encodings[k].shift;
+        for (uint32_t i = 0; i < next.n; i++)
+            if (signs.encodings[k].planes == next.inputs[i].place->planes) a->kinds[i] = (uint8_t)k;
     }
-    if (!are_signs) {
-        last->signs.n = 0;
-        for (uint32_t i = 0; i < next.n; i++) {
-            next.inputs[i] = Inputs();
-            next.inputs[i].place = &b.encoded[i];
-        }
-    }
-    if (!known || !are_signs) return;
-    a->n_operands = LAYER_OPERANDS;
-    for (uint32_t i = 0; i < LAYER_OPERANDS; i++) {
-        last->to_bits[i] = linear_of(*next.linears[i], 0);
-        a->planes[i] = encodings[i].planes;
-        for (uint32_t k = 0; k < last->signs.n; k++)
-            if (last->signs.encodings[k].planes == next.inputs[i].place->planes) a->sets[i] = k;
-    }
-    int32_t of_context, of_inner;
-    if (!takes_layer(w, *after, &of_context, &of_inner) ||
-        counted_after_attention(w, *after) == NULL)
-        return;
-    a->results = b.intermediate;
-    a->results_row = n + ROW_PADDING;
 }
 
-template <int H256, int TOKENS> static void launch_layer(const Work &w, const LayerSigns &a)
+/* Fills what it is given of query, key and value of the layer after; false where these do not
+ * become signs by sums. */
+static bool plan_operands_after(const Work &w, const Layer &layer, const Layer &after,
+                                Encoding encodings[LAYER_OPERANDS], LayerSigns *a)
 {
-    launch_early(w, layer_signs_kernel<H256, TOKENS>, w.n_tokens / TOKENS, LAYER_THREADS,
+    const Linear *const linears[] = {&after.query, &after.key, &after.value};
+    if (!layer.has_ordered_operands || !plan_sign_operands(w, after, encodings)) return false;
+    for (uint32_t i = 0; i < LAYER_OPERANDS; i++) {
+        if (!takes_signs(w, *linears[i]) || !knows_bits(*linears[i])) return false;
+        a->to_bits[1 + i] = bits_of(*linears[i]);
+    }
+    return true;
+}
+
+/* What is the same in all layers; zeros' planes are those of followers, or nobody else's. */
+static SignLayers begin_layers(const Work &w, const Followers &signs)
+{
+    const Buffers &b = w.session->buffers;
+    const bitm_file_config &config = *w.session->model->network.config;
+    SignLayers a = {};
+    a.residual = a.results = b.hidden;
+    a.residual_row = a.results_row = config.hidden_size;
+    a.plane_stride = (size_t)w.n_tokens * pieces_of_bits(config.hidden_size);
+    a.first = w.batch->first;
+    a.sequence_of = w.batch->sequence_of;
+    a.signs = signs;
+    for (uint32_t k = 0; k < LAYER_OPERANDS; k++)
+        a.nonzero[k] =
+            (k < signs.n ? signs.encodings[k].planes : b.encoded[k].planes) + a.plane_stride;
+    a.eps = config.layer_norm_eps;
+    a.n_tokens = w.n_tokens;
+    return a;
+}
+
+static void leave_operands(const Encoding encodings[LAYER_OPERANDS], SignLayers *a)
+{
+    a->leaves_operands = 1;
+    for (uint32_t i = 0; i < LAYER_OPERANDS; i++)
+        a->operands[i] = encodings[i].planes;
+}
+
+/* Blocks of 64 tokens. */
+static bool are_many(const Work &w)
+{
+    return w.n_tokens > w.session->model->n_multiprocessors * 32;
+}
+
+template <int H256, int TOKENS, bool ATTENDS>
+static void launch_layers(const Work &w, const SignLayers &a)
+{
+    launch_early(w, layer_signs_kernel<H256, TOKENS, ATTENDS>, w.n_tokens / TOKENS, LAYER_THREADS,
                  LayerShape<H256, TOKENS>::SHARED_BYTES, 1, a);
 }
 
 bool run_layer_signs(const Work &w, const Layer &layer, const Inputs &context, const Next &next,
                      const Layer *after, Ahead *ahead)
 {
-    LayerSigns a = {};
+    const Buffers &b = w.session->buffers;
     const Ahead before = *ahead;
+    LayerSigns only = {};
     *ahead = Ahead();
-    if (!plan_layer(w, layer, context, before.has_rows, &a)) return false;
-    plan_layer_after(w, after, next, &a);
-    ahead->has_operands = a.n_operands > 0;
-    ahead->has_rows = a.results == w.session->buffers.intermediate;
-    uint32_t n = w.session->model->network.config->hidden_size;
-    bool many = w.n_tokens > w.session->model->n_multiprocessors * 32;
+    if (context.made_for != &layer.attention_output.branches[0] || !plan_layer(w, layer, &only))
+        return false;
+    Next taken = next;
+    for (uint32_t i = 0; i < next.n; i++)
+        if (!takes_signs(w, *next.linears[i])) taken.n = 0;
+    leave_inputs(w, next);
+    uint32_t n = layer.attention_output.rows;
+    const Followers signs = plan_followers(w, n, taken);
+    plan_signs_after(signs, taken, &only);
+    SignLayers a = begin_layers(w, signs);
+    a.n_layers = 1;
+    a.context = context.place->planes;
+    a.context_sum = context.facts.code_sum;
+    a.context_nonzero = only.halves[0].bit == 0 ? context.place->n_nonzero : NULL;
+    Encoding encodings[LAYER_OPERANDS];
+    ahead->has_operands = after != NULL && plan_operands_after(w, layer, *after, encodings, &only);
+    if (ahead->has_operands) leave_operands(encodings, &a);
+    LayerSigns of_after;
+    ahead->has_rows = ahead->has_operands && plan_layer(w, *after, &of_after) &&
+                      counted_after_attention(w, *after) != NULL;
+    if (before.has_rows) {
+        a.residual = b.intermediate;
+        a.residual_row = n + ROW_PADDING;
+    }
+    if (ahead->has_rows) {
+        a.results = b.intermediate;
+        a.results_row = n + ROW_PADDING;
+    }
+    a.layers[0] = only;
     if (n == 512)
-        many ? launch_layer<2, 64>(w, a) : launch_layer<2, 32>(w, a);
+        are_many(w) ? launch_layers<2, 64, false>(w, a) : launch_layers<2, 32, false>(w, a);
     else if (n == 768)
-        many ? launch_layer<3, 64>(w, a) : launch_layer<3, 32>(w, a);
+        are_many(w) ? launch_layers<3, 64, false>(w, a) : launch_layers<3, 32, false>(w, a);
     else
-        launch_layer<4, 32>(w, a);
+        launch_layers<4, 32, false>(w, a);
     return true;
+}
+
+/* Fills what the kernel is given of a layer whose attention is the kernel's, too; false where it
+ * does not take that. */
+static bool plan_layer_with_attention(const Work &w, const Layer &layer, LayerSigns *a)
+{
+    Encoding operands[LAYER_OPERANDS];
+    if (!plan_layer(w, layer, a) || layer.context_limits == NULL ||
+        !plan_sign_operands(w, layer, operands))
+        return false;
+    a->attention.exponentials = layer.sign_exponentials;
+    a->attention.context_limits = layer.context_limits;
+    a->attention.threshold = threshold_of(layer.quantize_probabilities, 1);
+    return true;
+}
+
+/* Fills a run of layers; false where the kernel does not take one of them. */
+static bool plan_layers(const Work &w, uint32_t first, SignLayers *a)
+{
+    const Layer *layers = w.session->model->layers + first;
+    for (uint32_t n = 0; n < a->n_layers; n++) {
+        LayerSigns *to = &a->layers[n];
+        if (!plan_layer_with_attention(w, layers[n], to)) return false;
+        if (n + 1 == a->n_layers && !a->leaves_operands) break;
+        const Layer &after = layers[n + 1];
+        Encoding encodings[LAYER_OPERANDS];
+        Inputs inputs[LAYER_OPERANDS];
+        const Next next = {{&after.query, &after.key, &after.value}, LAYER_OPERANDS, inputs, NULL};
+        if (!plan_operands_after(w, layers[n], after, encodings, to)) return false;
+        plan_signs_after(plan_followers(w, layers[n].output.rows, next), next, to);
+    }
+    return true;
+}
+
+uint32_t run_layers_of_signs(const Work &w, uint32_t n_layers, Inputs inputs[3])
+{
+    const Layer *layers = w.session->model->layers;
+    uint32_t hidden = w.session->model->network.config->hidden_size;
+    Encoding operands[LAYER_OPERANDS];
+    if (n_layers == 0 || !w.batch->is_in_blocks || !are_many(w) ||
+        (hidden != 512 && hidden != 768) || !plan_sign_operands(w, layers[0], operands))
+        return 0;
+    const Linear *const first[] = {&layers[0].query, &layers[0].key, &layers[0].value};
+    for (uint32_t i = 0; i < LAYER_OPERANDS; i++)
+        if (first[i]->branches[0].sum_limits == NULL) return 0;
+    SignLayers a = begin_layers(w, Followers());
+    leave_operands(operands, &a);
+    for (bool runs : {false, true}) {
+        if (runs) run_sign_operands(w, layers[0], w.session->buffers.hidden, inputs, operands);
+        for (uint32_t n = 0; n < n_layers; n += a.n_layers) {
+            a.n_layers = n_layers - n < MOST_LAYERS ? n_layers - n : MOST_LAYERS;
+            a.leaves_operands = n + a.n_layers < n_layers;
+            if (!plan_layers(w, n, &a)) return 0;
+            if (!runs) continue;
+            if (hidden == 512)
+                launch_layers<2, 64, true>(w, a);
+            else
+                launch_layers<3, 64, true>(w, a);
+        }
+    }
+    return n_layers;
 }
 
 bitm_status prepare_layers(const bitm_device_model *model, bitm_error *err)
 {
-    BITM_TRY_STATUS(allow_shared(layer_signs_kernel<2, 64>, model, err));
-    BITM_TRY_STATUS(allow_shared(layer_signs_kernel<2, 32>, model, err));
-    BITM_TRY_STATUS(allow_shared(layer_signs_kernel<3, 64>, model, err));
-    BITM_TRY_STATUS(allow_shared(layer_signs_kernel<3, 32>, model, err));
-    return allow_shared(layer_signs_kernel<4, 32>, model, err);
+    BITM_TRY_STATUS(allow_shared(layer_signs_kernel<2, 64, true>, model, err));
+    BITM_TRY_STATUS(allow_shared(layer_signs_kernel<3, 64, true>, model, err));
+    BITM_TRY_STATUS(allow_shared(layer_signs_kernel<2, 64, false>, model, err));
+    BITM_TRY_STATUS(allow_shared(layer_signs_kernel<2, 32, false>, model, err));
+    BITM_TRY_STATUS(allow_shared(layer_signs_kernel<3, 64, false>, model, err));
+    BITM_TRY_STATUS(allow_shared(layer_signs_kernel<3, 32, false>, model, err));
+    return allow_shared(layer_signs_kernel<4, 32, false>, model, err);
 }
 
 /* ---- Weights ---- */
@@ -177,9 +262,8 @@ static void order_weights(const Linear &linear, uint32_t h256, LayerPart part, u
                           uint4 *to)
 {
     const Branch &branch = linear.branches[0];
-    uint32_t n_groups = part == PART_OPERAND ? 1 : LAYER_WARPGROUPS;
-    WeightOrder o = {branch.planes, branch.n_pieces, h256, (uint32_t)part, operand, n_groups, to};
-    uint32_t n_threads = n_groups * batches_of_part(h256, part) * h256 * GROUP_THREADS;
+    WeightOrder o = {branch.planes, branch.n_pieces, h256, (uint32_t)part, operand, to};
+    uint32_t n_threads = batches_of_linear(h256, part) * h256 * GROUP_THREADS;
     BITM_LAUNCH(order_weights_kernel, n_threads / 256, 256, 0, 0, o);
 }
 
@@ -195,19 +279,49 @@ static void pack_limits(bitm_arena *arena, Linear *linear)
     branch.packed_limits = packed;
 }
 
-void bind_ordered_weights(const bitm_device_model *model, bitm_arena *arena, Layer *layer,
-                          Layer *after)
+/* Takes the limits of the context's components, where attention is of signs: of the products of
+ * probabilities, 0 and 1, and values. */
+static void bind_context_limits(const bitm_device_model *model, bitm_arena *arena, uint32_t number)
 {
+    Layer *layer = &model->layers[number];
+    const Branch &branch = layer->attention_output.branches[0];
+    const Quantizer &next = branch.quantizer;
+    if (!has_sign_scores(*model->network.config, *layer) ||
+        layer->quantize_value.kind != KIND_SIGN ||
+        layer->attention_output.columns != model->network.config->n_heads * SIGNS_HEAD)
+        return;
+    uint32_t n = layer->attention_output.columns;
+    SumLimits *limits = (SumLimits *)bitm_arena_take(arena, n, sizeof(SumLimits));
+    uint32_t *packed = (uint32_t *)bitm_arena_take(arena, n, sizeof(uint32_t));
+    if (limits == NULL || packed == NULL) return;
+    SumLimitsOf of = {};
+    of.shift = branch.shift;
+    of.step = layer->quantize_probabilities.step * layer->quantize_value.step;
+    of.threshold = threshold_of(next, next.kind == KIND_INT ? (int32_t)next.hi : 1);
+    of.is_sign = next.kind == KIND_SIGN;
+    of.most = SIGNS_HEAD;
+    BITM_LAUNCH(sum_limits_kernel, n, LIMITS_THREADS, 0, 0, of, limits,
+                model->unknown_limits + number * N_LIMITED + LIMITED_CONTEXT);
+    BITM_LAUNCH(pack_context_limits_kernel, ceil_div(n, 256), 256, 0, 0, limits, n, packed);
+    layer->context_limits = packed;
+}
+
+void bind_ordered_weights(const bitm_device_model *model, bitm_arena *arena, uint32_t number)
+{
+    Layer *layer = &model->layers[number];
+    Layer *after = number + 1 < model->network.config->n_layers ? layer + 1 : NULL;
     uint32_t n = layer->attention_output.rows, h256 = n / 256;
     if (model->has_wgmma == 0 || !is_in_registers(n) || layer->attention_output.columns != n ||
         layer->intermediate.rows != n * 4 || !is_one_plane(layer->attention_output) ||
         !is_one_plane(layer->intermediate) || !is_one_plane(layer->output))
         return;
+    size_t n_read_ahead = (size_t)LAYER_AHEAD * h256 * GROUP_THREADS;
     uint4 *to = (uint4 *)bitm_arena_take(
-        arena, (size_t)group_weight_pieces(h256) * LAYER_WARPGROUPS, sizeof(uint4));
+        arena, (size_t)group_weight_pieces(h256) * LAYER_WARPGROUPS + n_read_ahead, sizeof(uint4));
     layer->has_ordered_operands = after != NULL && is_one_plane(after->query) &&
                                   is_one_plane(after->key) && is_one_plane(after->value) &&
                                   after->query.rows == n;
+    bind_context_limits(model, arena, number);
     pack_limits(arena, &layer->intermediate);
     if (layer->has_ordered_operands) {
         pack_limits(arena, &after->query);
@@ -222,7 +336,7 @@ void bind_ordered_weights(const bitm_device_model *model, bitm_arena *arena, Lay
     if (!layer->has_ordered_operands) return;
     const Linear *const operands[] = {&after->query, &after->key, &after->value};
     for (uint32_t i = 0; i < LAYER_OPERANDS; i++)
-        order_weights(*operands[i], h256, PART_OPERAND, i, to);
+        order_weights(*operands[i], h256, PART_OPERANDS, i, to);
 }
 
 } // namespace bitm

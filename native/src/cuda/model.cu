@@ -83,10 +83,8 @@ static __global__ void count_ones_kernel(const uint4 *plane, uint32_t rows, uint
 {
     uint32_t row = blockIdx.x * blockDim.x + threadIdx.x, n = 0;
     if (row >= rows) return;
-    for (uint32_t piece = 0; piece < n_pieces; piece++) {
-        uint4 bits = plane[piece_place(row, piece, n_pieces)];
-        n += (uint32_t)(__popc(bits.x) + __popc(bits.y) + __popc(bits.z) + __popc(bits.w));
-    }
+    for (uint32_t piece = 0; piece < n_pieces; piece++)
+        n += (uint32_t)popc_piece(plane[piece_place(row, piece, n_pieces)]);
     ones[row] = n;
 }
 
@@ -137,9 +135,6 @@ static void bind_linear(bitm_device_model *model, const bitm_linear &host, bitm_
     }
 }
 
-/* Linears of a layer whose results may become codes of two levels. */
-enum { LIMITED_LINEARS = 4 };
-
 /* Takes the limits of a linear's sums for the quantizer of two levels that follows, if there is
  * one; shift: of that.  Only where gemm_bits_kernel takes the linear's inputs. */
 static void bind_sum_limits(const bitm_device_model *model, bitm_arena *arena, uint32_t number,
@@ -175,17 +170,19 @@ static void bind_sum_limits(const bitm_device_model *model, bitm_arena *arena, u
     branch.sum_limits = limits;
 }
 
-/* The linears of layer n, in the order of forget_unknown_limits. */
 static void bind_limits(const bitm_device_model *model, bitm_arena *arena, uint32_t n, Layer *layer)
 {
     const Branch &output = layer->output.branches[0];
-    uint32_t number = n * LIMITED_LINEARS;
+    uint32_t number = n * N_LIMITED;
     if (model->network.config->hidden_activation == BITM_ACTIVATION_GELU)
-        bind_sum_limits(model, arena, number, &layer->intermediate, true, output.quantizer,
-                        output.shift);
-    bind_sum_limits(model, arena, number + 1, &layer->query, false, layer->quantize_query, NULL);
-    bind_sum_limits(model, arena, number + 2, &layer->key, false, layer->quantize_key, NULL);
-    bind_sum_limits(model, arena, number + 3, &layer->value, false, layer->quantize_value, NULL);
+        bind_sum_limits(model, arena, number + LIMITED_INNER, &layer->intermediate, true,
+                        output.quantizer, output.shift);
+    bind_sum_limits(model, arena, number + LIMITED_QUERY, &layer->query, false,
+                    layer->quantize_query, NULL);
+    bind_sum_limits(model, arena, number + LIMITED_KEY, &layer->key, false, layer->quantize_key,
+                    NULL);
+    bind_sum_limits(model, arena, number + LIMITED_VALUE, &layer->value, false,
+                    layer->quantize_value, NULL);
 }
 
 /* Leaves out limits that do not tell all codes of a linear. */
@@ -193,28 +190,32 @@ static bitm_status forget_unknown_limits(bitm_device_model *model, bitm_error *e
 {
     for (uint32_t n = 0; n < model->network.config->n_layers; n++) {
         Layer &layer = model->layers[n];
-        Linear *const linears[LIMITED_LINEARS] = {&layer.intermediate, &layer.query, &layer.key,
-                                                  &layer.value};
-        uint32_t n_unknown[LIMITED_LINEARS];
-        BITM_CUDA_TRY(cudaMemcpy(n_unknown, model->unknown_limits + n * LIMITED_LINEARS,
-                                 sizeof n_unknown, cudaMemcpyDeviceToHost),
+        Linear *const linears[] = {&layer.query, &layer.key, &layer.value, &layer.intermediate};
+        uint32_t n_unknown[N_LIMITED];
+        BITM_CUDA_TRY(cudaMemcpy(n_unknown, model->unknown_limits + n * N_LIMITED, sizeof n_unknown,
+                                 cudaMemcpyDeviceToHost),
                       "comparing sums in advance", err);
-        for (int i = 0; i < LIMITED_LINEARS; i++)
+        for (int i = 0; i < LIMITED_CONTEXT; i++)
             if (n_unknown[i] > 0) linears[i]->branches[0].sum_limits = NULL;
+        if (n_unknown[LIMITED_CONTEXT] > 0) layer.context_limits = NULL;
     }
     return BITM_OK;
 }
 
-/* Takes the table of exponentials for a layer whose queries and keys are signs, in heads of
- * SIGNS_HEAD. */
+bool has_sign_scores(const bitm_file_config &config, const Layer &layer)
+{
+    return layer.quantize_query.kind == KIND_SIGN && layer.quantize_key.kind == KIND_SIGN &&
+           config.head_size == SIGNS_HEAD;
+}
+
+/* Takes the table of exponentials for a layer that has_sign_scores. */
 static void bind_sign_exponentials(const bitm_file_config &config, bitm_arena *arena, Layer *layer)
 {
-    const Quantizer &query = layer->quantize_query, &key = layer->quantize_key;
-    if (query.kind != KIND_SIGN || key.kind != KIND_SIGN || config.head_size != SIGNS_HEAD) return;
+    if (!has_sign_scores(config, *layer)) return;
     float *table = (float *)bitm_arena_take(arena, SIGN_EXPONENTIALS, sizeof(float));
     if (table == NULL) return;
-    BITM_LAUNCH(sign_exponentials_kernel, SIGNS_HEAD + 1, 96, 0, 0, query.step * key.step,
-                config.score_scale, table);
+    BITM_LAUNCH(sign_exponentials_kernel, SIGNS_HEAD + 1, 96, 0, 0,
+                layer->quantize_query.step * layer->quantize_key.step, config.score_scale, table);
     layer->sign_exponentials = table;
 }
 
@@ -253,15 +254,14 @@ static void bind(bitm_device_model *model, bitm_arena *arena)
     const bitm_network &network = model->network;
     uint32_t n_layers = network.config->n_layers;
     model->unknown_limits =
-        (uint32_t *)bitm_arena_take(arena, (size_t)n_layers * LIMITED_LINEARS, sizeof(uint32_t));
+        (uint32_t *)bitm_arena_take(arena, (size_t)n_layers * N_LIMITED, sizeof(uint32_t));
     if (model->unknown_limits != NULL) /* upload asks for the last error */
         (void)cudaMemsetAsync(model->unknown_limits, 0,
-                              (size_t)n_layers * LIMITED_LINEARS * sizeof(uint32_t));
+                              (size_t)n_layers * N_LIMITED * sizeof(uint32_t));
     for (uint32_t n = 0; n < n_layers; n++)
         bind_layer(model, n, arena, &model->layers[n]);
     for (uint32_t n = 0; n < n_layers; n++)
-        bind_ordered_weights(model, arena, &model->layers[n],
-                             n + 1 < n_layers ? &model->layers[n + 1] : NULL);
+        bind_ordered_weights(model, arena, n);
     bind_linear(model, network.pooler, arena, &model->pooler);
     bind_linear(model, network.mlm_transform, arena, &model->mlm_transform);
     bind_linear(model, network.mlm_decoder, arena, &model->mlm_decoder);

@@ -531,10 +531,9 @@ static __global__ void plane_sums_kernel(Encoding e)
     int32_t n[2] = {0, 0};
     uint32_t n_planes = n_planes_of(e);
     for (uint32_t p = 0; p < n_planes; p++)
-        for (uint32_t piece = lane; piece < e.n_pieces; piece += WARP) {
-            uint4 bits = e.planes[p * e.plane_stride + piece_place(token, piece, e.n_pieces)];
-            n[p] += __popc(bits.x) + __popc(bits.y) + __popc(bits.z) + __popc(bits.w);
-        }
+        for (uint32_t piece = lane; piece < e.n_pieces; piece += WARP)
+            n[p] +=
+                popc_piece(e.planes[p * e.plane_stride + piece_place(token, piece, e.n_pieces)]);
     int32_t first = warp_sum(n[0]), second = warp_sum(n[1]);
     if (lane != 0) return;
     int32_t sum = sum_of_planes(e, first, second);

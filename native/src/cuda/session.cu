@@ -50,9 +50,9 @@ static Needs needs_of(const bitm_device_model *model, bitm_activations activatio
     const bitm_network &network = model->network;
     for (uint32_t n = 0; n < network.config->n_layers; n++) {
         const Layer &l = model->layers[n];
-        const Linear *const linears[] = {&l.query,   &l.key,     &l.value,
-                                         &l.query_p, &l.query_m, &l.key_p,
-                                         &l.key_m,   &l.value_term, &l.attention_output,
+        const Linear *const linears[] = {&l.query,        &l.key,        &l.value,
+                                         &l.query_p,      &l.query_m,    &l.key_p,
+                                         &l.key_m,        &l.value_term, &l.attention_output,
                                          &l.intermediate, &l.output};
         for (size_t i = 0; i < sizeof linears / sizeof linears[0]; i++)
             count_linear(*linears[i], activations, &needs);
@@ -87,8 +87,7 @@ static void lay_out(Buffers *b, const bitm_device_model *model, const bitm_devic
     b->key = (float *)bitm_arena_take(arena, n, attention);
     b->value = (float *)bitm_arena_take(arena, n, attention);
     b->context = (float *)bitm_arena_take(arena, n, attention);
-    b->intermediate =
-        (float *)bitm_arena_take(arena, n, config->intermediate_size * sizeof(float));
+    b->intermediate = (float *)bitm_arena_take(arena, n, config->intermediate_size * sizeof(float));
     b->output = (float *)bitm_arena_take(arena, most, hidden);
     b->head_input = (float *)bitm_arena_take(arena, rows, hidden);
     b->head_output = (float *)bitm_arena_take(arena, rows, hidden);
@@ -96,7 +95,8 @@ static void lay_out(Buffers *b, const bitm_device_model *model, const bitm_devic
         b->logits = (float *)bitm_arena_take(arena, rows * config->vocab_size, sizeof(float));
         b->best = (Prediction *)bitm_arena_take(arena, rows * MAX_TOP_K, sizeof(Prediction));
     } else {
-        b->logits = (float *)bitm_arena_take(arena, rows * larger(config->n_labels, 1), sizeof(float));
+        b->logits =
+            (float *)bitm_arena_take(arena, rows * larger(config->n_labels, 1), sizeof(float));
     }
     for (int i = 0; i < N_ENCODED; i++) {
         Encoded *e = &b->encoded[i];
@@ -137,7 +137,8 @@ static bitm_status measure(const bitm_device_model *model, const bitm_device_lim
     bitm_arena arena = {};
     lay_out(&buffers, model, limits, &arena);
     if (arena.overflow)
-        return bitm_fail(err, BITM_NO_MEMORY, "such a session needs more memory than there are addresses");
+        return bitm_fail(err, BITM_NO_MEMORY,
+                         "such a session needs more memory than there are addresses");
     *n_bytes = arena.n_used;
     return BITM_OK;
 }
@@ -242,7 +243,8 @@ static bitm_status record(bitm_device_session *session, uint32_t n_layers, Graph
 static bitm_status run_encoder(bitm_device_session *session, uint32_t n_layers, bitm_error *err)
 {
     const Batch &batch = session->batch;
-    GraphKey key = {batch.n_tokens, batch.n_sequences, batch.max_length, n_layers};
+    GraphKey key = {batch.n_tokens, batch.n_sequences, batch.max_length, batch.is_in_blocks,
+                    n_layers};
     Graph *graph = find_graph(session, key);
     graph->last_use = ++session->n_runs;
     if (graph->n_uses++ == 0) return forward(session, n_layers, err);
@@ -315,8 +317,11 @@ bitm_status session_encode(bitm_device_session *session, const bitm_device_input
     for (uint32_t s = input->n_sequences + 1; s < batch->n_sequences + 2; s++)
         first[s] = input->n_tokens;
     uint32_t longest = 0;
+    batch->is_in_blocks = true;
     for (uint32_t s = 0; s < input->n_sequences; s++) {
         longest = larger(longest, first[s + 1] - first[s]);
+        if (first[s] % TOKEN_BLOCK + (first[s + 1] - first[s]) > TOKEN_BLOCK)
+            batch->is_in_blocks = false;
         for (uint32_t t = first[s]; t < first[s + 1]; t++)
             sequence_of[t] = s;
     }
@@ -344,10 +349,9 @@ static bitm_status send_rows(bitm_device_session *session, const bitm_device_req
         host[i] = request->tokens[i < rows->n ? i : 0];
     if (request->task == BITM_DEVICE_TOP_K) {
         if (request->top_k > MAX_TOP_K || request->n_candidates > MAX_TARGETS)
-            return bitm_fail(err, BITM_UNSUPPORTED,
-                             "a GPU finds the best %d of at most %d tokens, not %u of %u",
-                             (int)MAX_TOP_K, (int)MAX_TARGETS, request->top_k,
-                             request->n_candidates);
+            return bitm_fail(
+                err, BITM_UNSUPPORTED, "a GPU finds the best %d of at most %d tokens, not %u of %u",
+                (int)MAX_TOP_K, (int)MAX_TARGETS, request->top_k, request->n_candidates);
         rows->top_k = request->top_k;
         rows->n_candidates = request->n_candidates;
         if (request->targets != NULL) {

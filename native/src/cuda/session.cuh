@@ -34,12 +34,12 @@ struct Buffers {
     float *logits;                        /* [rows, V or C] */
     Prediction *best;                     /* [rows, MAX_TOP_K] */
     Encoded encoded[N_ENCODED];
-    float *floats;                        /* inputs of the linear at work, where these are floats */
-    float *ones;                          /* [T] */
-    float *extremes;                      /* [T, 2] */
-    uint4 *key_codes, *value_codes;       /* attention of bytes: [T, heads, pieces of a head] */
-    float *key_step;                      /* [T, heads] */
-    int16_t *codes[N_OPERANDS];           /* [T, A] */
+    float *floats;                  /* inputs of the linear at work, where these are floats */
+    float *ones;                    /* [T] */
+    float *extremes;                /* [T, 2] */
+    uint4 *key_codes, *value_codes; /* attention of bytes: [T, heads, pieces of a head] */
+    float *key_step;                /* [T, heads] */
+    int16_t *codes[N_OPERANDS];     /* [T, A] */
     float *operand_step[N_OPERANDS], *operand_base[N_OPERANDS]; /* [T] */
     float *low_rank[LOW_RANK_TERMS];                            /* [T, R] */
     float *value_term;                                          /* [T] */
@@ -50,6 +50,7 @@ struct Buffers {
  * sequences. */
 struct Batch {
     uint32_t n_tokens, n_sequences, max_length;
+    bool is_in_blocks; /* no sequence has tokens of two blocks of TOKEN_BLOCK */
     const int32_t *ids, *types, *positions;
     const uint32_t *sequence_of; /* [n_tokens] */
     const uint32_t *first;       /* [n_sequences + 2] */
@@ -65,7 +66,7 @@ struct Rows {
 
 /* A recorded encoder, and the shape that it is for. */
 struct GraphKey {
-    uint32_t n_tokens, n_sequences, max_length, n_layers;
+    uint32_t n_tokens, n_sequences, max_length, is_in_blocks, n_layers;
 };
 
 struct Graph {
@@ -86,8 +87,8 @@ bitm_attention_form attention_form(const bitm_device_model *model, const Layer &
                                    uint32_t activations);
 bool is_masked_lm(const bitm_device_model *model);
 
-/* False where a block cannot hold what attention over so many tokens needs.  n_blocks: of 64 queries,
- * that there are; with few of them blocks are made smaller. */
+/* False where a block cannot hold what attention over so many tokens needs.  n_blocks: of 64
+ * queries, that there are; with few of them blocks are made smaller. */
 bool attention_shape(const bitm_device_model *model, uint32_t max_length, uint32_t n_blocks,
                      AttentionShape *shape);
 

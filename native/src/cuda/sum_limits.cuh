@@ -14,10 +14,10 @@ enum {
 
 /* What becomes of the sums of a linear: fmaf(sum, row_scale * step, bias), GELU, shift, code. */
 struct SumLimitsOf {
-    const float *row_scale, *bias;
-    const float *shift; /* NULL: none */
-    float step;         /* of the linear's inputs */
-    float threshold;    /* the least float that has the greater code */
+    const float *row_scale, *bias; /* NULL: 1, 0 */
+    const float *shift;            /* NULL: none */
+    float step;                    /* of the linear's inputs */
+    float threshold;               /* the least float that has the greater code */
     uint32_t has_gelu, is_sign;
     int32_t most; /* no sum is beyond, on either side of 0 */
 };
@@ -36,7 +36,8 @@ static __global__ void __launch_bounds__(LIMITS_THREADS)
         n_lower = 0;
     }
     __syncthreads();
-    float scale = a.row_scale[o] * a.step, bias = a.bias[o];
+    float scale = a.row_scale != NULL ? a.row_scale[o] * a.step : a.step;
+    float bias = a.bias != NULL ? a.bias[o] : 0.0F;
     float shift = a.shift != NULL ? a.shift[o] : 0.0F;
     bool knows = true;
     for (int32_t sum = -a.most + (int32_t)threadIdx.x; sum <= a.most; sum += LIMITS_THREADS) {
