@@ -332,11 +332,12 @@ LENGTHS = {  # of sequences, 64 tokens in all and again
 @needs_gpu
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("change", [no_change, codes_of_one_bit, zeros_after_one_norm])
-@pytest.mark.parametrize("hidden_size", [512, 768])
+@pytest.mark.parametrize("hidden_size", [512, 768, 1024])
 def test_layers_of_signs_with_attention(
     tmp_path: Path, hidden_size: int, change: Any, lengths: str
 ) -> None:
-    """One kernel computes attention, too, where blocks of 64 tokens have whole sequences."""
+    """Where blocks of 64 tokens have whole sequences, kernels have more of a layer: all of it, or
+    with few tokens query, key, value and attention."""
     rng = np.random.default_rng(len(lengths))
     sizes = {"hidden_size": hidden_size, "n_heads": hidden_size // 64, "n_layers": 3}
     model = sign_attention_model(rng, False, intermediate_size=4 * hidden_size, **sizes)
@@ -345,13 +346,14 @@ def test_layers_of_signs_with_attention(
     path = tmp_path / "m.bitm"
     bitm_formats.write(path, model)
     of_rows = LENGTHS[lengths] * 80
-    n = int(np.searchsorted(np.cumsum(of_rows), 768 if EMULATED else 5120))
-    mask = (np.arange(64) < np.array(of_rows[: n + 1])[:, None]).astype(np.int64)
     with Model(path, device="cpu") as cpu, Model(path, device="cuda") as gpu:
-        ids = rng.integers(0, 400, mask.shape)
-        states = cpu.hidden_states(ids, mask)
-        for _ in range(3):  # the third run is a recorded one
-            np.testing.assert_array_equal(gpu.hidden_states(ids, mask), states)
+        for n_tokens in (192, 768 if EMULATED else 5120):
+            n = int(np.searchsorted(np.cumsum(of_rows), n_tokens)) + 1
+            mask = (np.arange(64) < np.array(of_rows[:n])[:, None]).astype(np.int64)
+            ids = rng.integers(0, 400, mask.shape)
+            states = cpu.hidden_states(ids, mask)
+            for _ in range(3):  # the third run is a recorded one
+                np.testing.assert_array_equal(gpu.hidden_states(ids, mask), states)
 
 
 @needs_gpu

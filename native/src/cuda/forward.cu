@@ -155,6 +155,7 @@ static void run_layer(const Work &w, const Layer &layer, const Layer *after, Inp
     const float *x = b.hidden;
     Inputs context;
     if (!attend(w, layer, x, inputs, &context) &&
+        !attend_few_signs(w, layer, x, inputs, &context) &&
         !attend_signs(w, layer, x, ahead->has_operands, inputs, &context)) {
         run_query_key_value(w, layer, x, inputs);
         run_attention(w, layer, x, &context);

@@ -247,6 +247,10 @@ struct Ahead {
 bool run_layer_signs(const Work &w, const Layer &layer, const Inputs &context, const Next &next,
                      const Layer *after, Ahead *ahead);
 
+/* Query, key, value and attention of few signs in one kernel, where it can run: as of attend. */
+bool attend_few_signs(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
+                      Inputs *context);
+
 /* All layers in one kernel, or a few, where sequences lie within blocks: the first is given the
  * embeddings and their inputs.  Returns how many have been run: all, or none. */
 uint32_t run_layers_of_signs(const Work &w, uint32_t n_layers, Inputs inputs[3]);

@@ -29,46 +29,48 @@ template <typename S> static __device__ inline AttentionPlaces<S> attention_plac
 
 /* The keys of the block's queries; whether they are all tokens, of every one.  A token of no
  * sequence has itself. */
-template <typename S>
-static __device__ inline bool find_keys(const SignLayers &a, uint32_t token, KeyRange *keys)
+static __device__ inline bool find_keys(const uint32_t *first, const uint32_t *sequence_of,
+                                        uint32_t token, KeyRange *keys)
 {
-    if (threadIdx.x >= S::TOKENS) return true;
-    uint32_t sequence = a.sequence_of[token + threadIdx.x];
-    uint32_t begin = a.first[sequence] - token, end = a.first[sequence + 1] - token;
+    if (threadIdx.x >= BLOCK_KEYS) return true;
+    uint32_t sequence = sequence_of[token + threadIdx.x];
+    uint32_t begin = first[sequence] - token, end = first[sequence + 1] - token;
     bool is_inside = begin <= threadIdx.x && threadIdx.x < end;
     if (!is_inside) {
         begin = threadIdx.x;
         end = begin + 1;
     }
     keys[threadIdx.x] = KeyRange{(uint8_t)begin, (uint8_t)end};
-    return end - begin == S::TOKENS;
+    return end - begin == BLOCK_KEYS;
 }
 
 /* ---- Keys and values ---- */
 
-template <typename S> static __device__ inline void count_keys(const uint4 *keys, int32_t *counts)
+/* counts [n_heads, 64]: of the positive components of keys, negated. */
+static __device__ inline void count_keys(const uint4 *keys, uint32_t n_pieces, uint32_t n_heads,
+                                         int32_t *counts)
 {
-    for (uint32_t i = threadIdx.x; i < S::TOKENS * S::HEADS; i += LAYER_THREADS) {
-        uint32_t token = i % S::TOKENS, head = i / S::TOKENS;
-        const uint4 *piece = keys + piece_place(token, head / 2, S::PIECES);
+    for (uint32_t i = threadIdx.x; i < n_heads * BLOCK_KEYS; i += blockDim.x) {
+        uint32_t head = i / BLOCK_KEYS;
+        const uint4 *piece = keys + piece_place(i % BLOCK_KEYS, head / 2, n_pieces);
         uint2 bits = ((const uint2 *)piece)[head % 2];
         counts[i] = -(__popc(bits.x) + __popc(bits.y));
     }
 }
 
-/* Values by component, in their place: row d of a piece, of two heads, has the bits of component d,
- * in word t those of the keys whose probabilities thread t of a quad has: bit 16 * h + b of head h
- * is that of key b / 2 * 8 + 2 * t + b % 2. */
-template <typename S> static __device__ inline void turn_values(uint4 *values)
+/* Values of n_heads by component, in their place: row d of a piece, of two heads, has the bits of
+ * component d, in word t those of the keys whose probabilities thread t of a quad has: bit 16 * h +
+ * b of head h is that of key b / 2 * 8 + 2 * t + b % 2.  Two warps a piece. */
+static __device__ inline void turn_values(uint4 *values, uint32_t n_pieces, uint32_t n_heads)
 {
     uint32_t lane = threadIdx.x % WARP, piece = threadIdx.x / WARP / 2,
              half = threadIdx.x / WARP % 2; /* of a head's components */
-    bool takes_part = piece < S::PIECES;
+    bool takes_part = piece < ceil_div(n_heads, 2);
     uint32_t words[2][2] = {}; /* by threads t / 2, heads */
     for (uint32_t i = 0; i < 2; i++) {
         uint32_t t = i * 2 + lane / 16, key = lane % 16 / 2 * 8 + 2 * t + lane % 2;
         if (!takes_part) continue;
-        const uint32_t *bits = (const uint32_t *)(values + piece_place(key, piece, S::PIECES));
+        const uint32_t *bits = (const uint32_t *)(values + piece_place(key, piece, n_pieces));
         words[i][0] = bits[half];
         words[i][1] = bits[2 + half];
     }
@@ -77,7 +79,7 @@ template <typename S> static __device__ inline void turn_values(uint4 *values)
         for (uint32_t i = 0; i < 2; i++)
             for (uint32_t head = 0; head < 2; head++)
                 words[i][head] = transpose_bits_32(words[i][head]);
-        values[piece_place(half * WARP + lane, piece, S::PIECES)] =
+        values[piece_place(half * WARP + lane, piece, n_pieces)] =
             make_uint4(__byte_perm(words[0][0], words[0][1], 0x5410),
                        __byte_perm(words[0][0], words[0][1], 0x7632),
                        __byte_perm(words[1][0], words[1][1], 0x5410),
@@ -102,7 +104,6 @@ static __device__ inline uint4 operand_of_head(bool is_second, const uint32_t wo
 
 /* acc: of key j and query i, twice the components that are positive in both, less those of the key:
  * the components that differ are the query's positive ones less this. */
-template <typename S>
 static __device__ inline void multiply_keys(const uint4 &query, uint64_t keys,
                                             const int32_t *counts, int32_t acc[32])
 {
@@ -192,9 +193,65 @@ static __device__ inline uint32_t multiply_values(const uint4 &ones, uint64_t va
     return bits;
 }
 
-/* The bits of attention_output's inputs in the place of the queries', with the sums of their
- * positive ones.  All threads have met; whole: every query has all tokens of the block.  phase: of
- * the barrier of exponentials. */
+/* A head: tiles of 256 columns of keys and values, in which it has one of four places. */
+struct HeadPlaces {
+    uint64_t keys, values; /* see tile_descriptor */
+    uint32_t place;
+    const int32_t *counts;     /* of the keys: see count_keys */
+    const float *exponentials; /* once they have come */
+    const uint32_t *limits;    /* of the context's components */
+};
+
+/* The first of a thread's two queries; the other one is 8 after it. */
+static __device__ inline uint32_t query_of_thread()
+{
+    return threadIdx.x % GROUP_THREADS / WARP * 16 + threadIdx.x % WARP / 4;
+}
+
+/* Whether a thread holds words of queries in the left operand of a head, and then which of two: see
+ * attend_head. */
+static __device__ inline bool has_word(uint32_t place)
+{
+    return threadIdx.x % 4 / 2 == place % 2;
+}
+
+static __device__ inline uint32_t word_of_head()
+{
+    return threadIdx.x % 2;
+}
+
+/* A warpgroup's 64 queries of a head.  words: of the thread's two, number word_of_head, 0 where it
+ * has none.  whole: every query has all keys; otherwise those of keys.  Returns word_of_head of the
+ * context's bits of query query_of_thread() + 8 * (threadIdx.x % 4 / 2). */
+static __device__ inline uint32_t attend_head(const LayerAttention &a, const HeadPlaces &h,
+                                              uint32_t words[2], bool whole, const KeyRange *keys,
+                                              uint64_t *barrier, uint32_t phase)
+{
+    const uint32_t query = query_of_thread();
+    const bool is_second = h.place / 2 != 0;
+    const int32_t n_positive[2] = {quad_sum(__popc(words[0])), quad_sum(__popc(words[1]))};
+    int32_t acc[32];
+    multiply_keys(operand_of_head(is_second, words), h.keys, h.counts, acc);
+    uint32_t own[2] = {0xFFFF, 0xFFFF};
+    if (!whole) {
+        own[0] = leave_out_keys(keys[query], n_positive[0], 0, acc);
+        own[1] = leave_out_keys(keys[query + 8], n_positive[1], 1, acc);
+    }
+    wait_for_phase(barrier, phase);
+    uint32_t n_ones[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        uint32_t ones = find_ones(h.exponentials, a.threshold, n_positive[i], i, acc) & own[i];
+        n_ones[i] = (uint32_t)quad_sum(__popc(ones));
+        words[i] = ones << h.place % 2 * 16;
+    }
+    uint32_t bits = multiply_values(operand_of_head(is_second, words), h.values,
+                                    n_ones[0] | n_ones[1] << 16, h.limits);
+    return transpose_pairs_4(bits ^ ~a.inverts);
+}
+
+/* The bits of attention_output's inputs in the place of the queries'.  All threads have met; whole:
+ * every query has all tokens of the block.  phase: of the barrier of exponentials. */
 template <typename S>
 static __device__ inline void attend(const LayerAttention &a, bool whole, uint32_t phase,
                                      uint4 *sets, LayerFacts<S::TOKENS> *facts)
@@ -205,46 +262,30 @@ static __device__ inline void attend(const LayerAttention &a, bool whole, uint32
         expect_bytes(&facts->exponentials, S::EXPONENTIAL_BYTES);
         copy_bulk(places.exponentials, a.exponentials, S::EXPONENTIAL_BYTES, &facts->exponentials);
     }
-    count_keys<S>(keys, places.counts);
-    turn_values<S>(values);
+    count_keys(keys, S::PIECES, S::HEADS, places.counts);
+    turn_values(values, S::PIECES, S::HEADS);
     __syncthreads();
 
-    const uint32_t group = threadIdx.x / GROUP_THREADS, t = threadIdx.x % 4;
-    const uint32_t query = threadIdx.x % GROUP_THREADS / WARP * 16 + threadIdx.x % WARP / 4;
+    const uint32_t group = threadIdx.x / GROUP_THREADS, query = query_of_thread();
     const uint64_t key_tiles = tile_descriptor(keys, S::PIECES),
                    value_tiles = tile_descriptor(values, S::PIECES);
 #pragma unroll 1
     for (uint32_t i = 0; i < S::H256; i++) {
-        const uint32_t head = i * LAYER_WARPGROUPS + group;
-        const uint32_t word = head * 2 + t % 2;
+        const uint32_t head = i * LAYER_WARPGROUPS + group, word = head * 2 + word_of_head();
+        const HeadPlaces of_head = {key_tiles + i * 2 * TILE_ROWS,
+                                    value_tiles + i * 2 * TILE_ROWS,
+                                    group,
+                                    places.counts + head * S::TOKENS,
+                                    places.exponentials,
+                                    a.context_limits + head * SIGNS_HEAD};
         uint32_t words[2] = {0, 0};
-        if (t / 2 == group % 2) {
+        if (has_word(group)) {
             words[0] = *word_of_set<S>(sets, query, word);
             words[1] = *word_of_set<S>(sets, query + 8, word);
         }
-        const int32_t n_positive[2] = {quad_sum(__popc(words[0])), quad_sum(__popc(words[1]))};
-        int32_t acc[32];
-        multiply_keys<S>(operand_of_head(group / 2 != 0, words), key_tiles + i * 2 * TILE_ROWS,
-                         places.counts + head * S::TOKENS, acc);
-        uint32_t own[2] = {0xFFFF, 0xFFFF};
-        if (!whole) {
-            own[0] = leave_out_keys(facts->keys[query], n_positive[0], 0, acc);
-            own[1] = leave_out_keys(facts->keys[query + 8], n_positive[1], 1, acc);
-        }
-        wait_for_phase(&facts->exponentials, phase);
-        uint32_t n_ones[2];
-#pragma unroll
-        for (int n = 0; n < 2; n++) {
-            uint32_t ones =
-                find_ones(places.exponentials, a.threshold, n_positive[n], n, acc) & own[n];
-            n_ones[n] = (uint32_t)quad_sum(__popc(ones));
-            words[n] = ones << group % 2 * 16;
-        }
         uint32_t bits =
-            multiply_values(operand_of_head(group / 2 != 0, words), value_tiles + i * 2 * TILE_ROWS,
-                            n_ones[0] | n_ones[1] << 16, a.context_limits + head * SIGNS_HEAD);
-        bits = transpose_pairs_4(bits ^ ~a.inverts);
-        *word_of_set<S>(sets, query + t / 2 * 8, word) = bits;
+            attend_head(a, of_head, words, whole, facts->keys, &facts->exponentials, phase);
+        *word_of_set<S>(sets, query + threadIdx.x % 4 / 2 * 8, word) = bits;
     }
     publish_tiles();
     __syncthreads();

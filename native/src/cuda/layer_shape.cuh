@@ -77,7 +77,10 @@ struct SignLayers {
 };
 static_assert(sizeof(SignLayers) <= 4096, "");
 
-/* Tokens of a block: the first, and past the last. */
+/* Tokens of a block, from which a query has its keys. */
+enum { BLOCK_KEYS = TOKEN_BLOCK };
+
+/* Some of them: the first, and past the last. */
 struct KeyRange {
     uint8_t begin, end;
 };

@@ -1,4 +1,5 @@
 /* Layers of signs: what of them one kernel computes. */
+#include "attend_signs.cuh"
 #include "forward.cuh"
 #include "layer_signs.cuh"
 #include "sum_limits.cuh"
@@ -63,7 +64,6 @@ static bool plan_layer(const Work &w, const Layer &layer, LayerSigns *a)
     a->to_bits[0] = bits_of(layer.intermediate);
     a->shifts[0] = layer.intermediate.branches[0].shift;
     a->inverts = of_inner < 0 ? ~0u : 0;
-    a->attention.inverts = of_context < 0 ? ~0u : 0;
     return true;
 }
 
@@ -177,17 +177,18 @@ bool run_layer_signs(const Work &w, const Layer &layer, const Inputs &context, c
     return true;
 }
 
-/* Fills what the kernel is given of a layer whose attention is the kernel's, too; false where it
- * does not take that. */
-static bool plan_layer_with_attention(const Work &w, const Layer &layer, LayerSigns *a)
+/* Fills what kernels are given of a layer's attention of signs; false where they do not take it. */
+static bool plan_attention(const Work &w, const Layer &layer, LayerAttention *a)
 {
     Encoding operands[LAYER_OPERANDS];
-    if (!plan_layer(w, layer, a) || layer.context_limits == NULL ||
+    int32_t of_context;
+    if (layer.context_limits == NULL || !takes_one_plane(w, layer.attention_output, &of_context) ||
         !plan_sign_operands(w, layer, operands))
         return false;
-    a->attention.exponentials = layer.sign_exponentials;
-    a->attention.context_limits = layer.context_limits;
-    a->attention.threshold = threshold_of(layer.quantize_probabilities, 1);
+    a->exponentials = layer.sign_exponentials;
+    a->context_limits = layer.context_limits;
+    a->threshold = threshold_of(layer.quantize_probabilities, 1);
+    a->inverts = of_context < 0 ? ~0u : 0;
     return true;
 }
 
@@ -197,7 +198,8 @@ static bool plan_layers(const Work &w, uint32_t first, SignLayers *a)
     const Layer *layers = w.session->model->layers + first;
     for (uint32_t n = 0; n < a->n_layers; n++) {
         LayerSigns *to = &a->layers[n];
-        if (!plan_layer_with_attention(w, layers[n], to)) return false;
+        if (!plan_layer(w, layers[n], to) || !plan_attention(w, layers[n], &to->attention))
+            return false;
         if (n + 1 == a->n_layers && !a->leaves_operands) break;
         const Layer &after = layers[n + 1];
         Encoding encodings[LAYER_OPERANDS];
@@ -238,8 +240,59 @@ uint32_t run_layers_of_signs(const Work &w, uint32_t n_layers, Inputs inputs[3])
     return n_layers;
 }
 
+static bool is_one_plane(const Linear &linear)
+{
+    const Branch &branch = linear.branches[0];
+    return linear.n_branches == 1 && branch.n_planes == 1 && branch.row_offset == NULL &&
+           branch.row_base == NULL && has_thresholds(branch.quantizer);
+}
+
+template <int H256> static void launch_attend_signs(const Work &w, const AttendSigns &a)
+{
+    launch_early(w, attend_signs_kernel<H256>,
+                 dim3(w.session->model->network.config->n_heads, w.n_tokens / BLOCK_KEYS),
+                 ATTEND_SIGNS_THREADS, sizeof(SignHeadMemory<H256>), 1, a);
+}
+
+bool attend_few_signs(const Work &w, const Layer &layer, const float *x, Inputs inputs[3],
+                      Inputs *context)
+{
+    const Linear *const linears[] = {&layer.query, &layer.key, &layer.value};
+    AttendSigns a = {};
+    if (w.n_tokens >= LEAST_TOKENS || !w.batch->is_in_blocks ||
+        !plan_attention(w, layer, &a.attention))
+        return false;
+    uint32_t n = layer.attention_output.columns;
+    for (int i = 0; i < HEAD_OPERANDS; i++)
+        if (!is_one_plane(*linears[i]) || !takes_signs(w, *linears[i]) ||
+            linears[i]->branches[0].sum_limits == NULL || linears[i]->columns != n)
+            return false;
+    for (int i = 0; i < HEAD_OPERANDS; i++) {
+        const Product p = product_of_operand(w, *linears[i], x, inputs, i);
+        a.operands[i] =
+            SignOperand{p.weights, linears[i]->branches[0].sum_limits, p.row_ones,
+                        p.inputs,  inputs[i].facts.code_sum,           inputs[i].place->n_nonzero};
+        a.plane_stride = p.input_stride;
+    }
+    a.first = w.batch->first;
+    a.sequence_of = w.batch->sequence_of;
+    a.n_tokens = w.n_tokens;
+    plan_in_parts(w, layer.attention_output, context, &a.context);
+    if (n == 512)
+        launch_attend_signs<2>(w, a);
+    else if (n == 768)
+        launch_attend_signs<3>(w, a);
+    else
+        launch_attend_signs<4>(w, a);
+    sum_planes(w, a.context);
+    return true;
+}
+
 bitm_status prepare_layers(const bitm_device_model *model, bitm_error *err)
 {
+    BITM_TRY_STATUS(allow_shared(attend_signs_kernel<2>, model, err));
+    BITM_TRY_STATUS(allow_shared(attend_signs_kernel<3>, model, err));
+    BITM_TRY_STATUS(allow_shared(attend_signs_kernel<4>, model, err));
     BITM_TRY_STATUS(allow_shared(layer_signs_kernel<2, 64, true>, model, err));
     BITM_TRY_STATUS(allow_shared(layer_signs_kernel<3, 64, true>, model, err));
     BITM_TRY_STATUS(allow_shared(layer_signs_kernel<2, 64, false>, model, err));
@@ -250,13 +303,6 @@ bitm_status prepare_layers(const bitm_device_model *model, bitm_error *err)
 }
 
 /* ---- Weights ---- */
-
-static bool is_one_plane(const Linear &linear)
-{
-    const Branch &branch = linear.branches[0];
-    return linear.n_branches == 1 && branch.n_planes == 1 && branch.row_offset == NULL &&
-           branch.row_base == NULL && has_thresholds(branch.quantizer);
-}
 
 static void order_weights(const Linear &linear, uint32_t h256, LayerPart part, uint32_t operand,
                           uint4 *to)
@@ -286,11 +332,11 @@ static void bind_context_limits(const bitm_device_model *model, bitm_arena *aren
     Layer *layer = &model->layers[number];
     const Branch &branch = layer->attention_output.branches[0];
     const Quantizer &next = branch.quantizer;
-    if (!has_sign_scores(*model->network.config, *layer) ||
-        layer->quantize_value.kind != KIND_SIGN ||
-        layer->attention_output.columns != model->network.config->n_heads * SIGNS_HEAD)
-        return;
     uint32_t n = layer->attention_output.columns;
+    if (model->has_wgmma == 0 || !has_sign_scores(*model->network.config, *layer) ||
+        layer->quantize_value.kind != KIND_SIGN || !has_thresholds(next) || !is_in_registers(n) ||
+        n != model->network.config->n_heads * SIGNS_HEAD)
+        return;
     SumLimits *limits = (SumLimits *)bitm_arena_take(arena, n, sizeof(SumLimits));
     uint32_t *packed = (uint32_t *)bitm_arena_take(arena, n, sizeof(uint32_t));
     if (limits == NULL || packed == NULL) return;
@@ -311,6 +357,7 @@ void bind_ordered_weights(const bitm_device_model *model, bitm_arena *arena, uin
     Layer *layer = &model->layers[number];
     Layer *after = number + 1 < model->network.config->n_layers ? layer + 1 : NULL;
     uint32_t n = layer->attention_output.rows, h256 = n / 256;
+    bind_context_limits(model, arena, number);
     if (model->has_wgmma == 0 || !is_in_registers(n) || layer->attention_output.columns != n ||
         layer->intermediate.rows != n * 4 || !is_one_plane(layer->attention_output) ||
         !is_one_plane(layer->intermediate) || !is_one_plane(layer->output))
@@ -321,7 +368,6 @@ void bind_ordered_weights(const bitm_device_model *model, bitm_arena *arena, uin
     layer->has_ordered_operands = after != NULL && is_one_plane(after->query) &&
                                   is_one_plane(after->key) && is_one_plane(after->value) &&
                                   after->query.rows == n;
-    bind_context_limits(model, arena, number);
     pack_limits(arena, &layer->intermediate);
     if (layer->has_ordered_operands) {
         pack_limits(arena, &after->query);

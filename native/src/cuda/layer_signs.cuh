@@ -292,7 +292,7 @@ static __global__ void __launch_bounds__(LAYER_THREADS, 1) layer_signs_kernel(Si
     if (ATTENDS) {
         for (uint32_t k = 0; k < LAYER_OPERANDS; k++)
             fetch_set<S>(a.operands[k], token, sets + k * S::SET);
-        plain = find_keys<S>(a, token, facts->keys);
+        plain = find_keys(a.first, a.sequence_of, token, facts->keys);
     } else {
         fetch_set<S>(a.context, token, sets);
         if (a.context_nonzero != NULL)
