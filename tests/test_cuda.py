@@ -304,7 +304,7 @@ OTHER_SIZES = [(512, zeros_between), (1024, no_change), (1024, zeros_after_one_n
 )
 @pytest.mark.parametrize("make", [sign_model, sign_attention_model])
 def test_layers_of_signs(tmp_path: Path, hidden_size: int, change: Any, make: Any) -> None:
-    """Layers with as much between norms as BERT's, which one kernel computes but for attention."""
+    """Layers with as much in between as BERT's, which one kernel computes but for attention."""
     rng = np.random.default_rng(hidden_size)
     zeros = {"zeros": False} if make is sign_attention_model else {}
     sizes = {"hidden_size": hidden_size, "n_heads": hidden_size // 64, "n_layers": 3}
@@ -314,7 +314,7 @@ def test_layers_of_signs(tmp_path: Path, hidden_size: int, change: Any, make: An
     path = tmp_path / "m.bitm"
     bitm_formats.write(path, model)
     with Model(path, device="cpu") as cpu, Model(path, device="cuda") as gpu:
-        for batch in (8,) if EMULATED else (8, 70):  # blocks of 32 and 64 tokens
+        for batch in (2, 8) if EMULATED else (2, 8, 70):  # clusters; blocks of 32 and 64 tokens
             ids = rng.integers(0, 400, (batch, 64))
             states = cpu.hidden_states(ids)
             assert np.unique(states).size > 100

@@ -102,6 +102,30 @@ template <int N> static __device__ inline void find_moments(float eps, ClusterRo
     }
 }
 
+/* Four columns of a norm. */
+struct NormFour {
+    float4 gain, bias;
+};
+
+static __device__ inline float4 four_at(const float *x, uint32_t column)
+{
+    return x != NULL ? *(const float4 *)(x + column) : make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+}
+
+/* values: a thread's four columns of a row, normalized. */
+template <int N>
+static __device__ inline void normalize_four(const ClusterRows<N> &rows, const NormFour &norm,
+                                             uint32_t row, uint32_t column, float values[4])
+{
+    float4 x = *(const float4 *)(rows.results[row] + column);
+    float4 residual = *(const float4 *)(rows.residual[row] + column);
+    float mean = rows.mean[row], factor = rows.factor[row];
+    values[0] = fmaf((x.x + residual.x - mean) * factor, norm.gain.x, norm.bias.x);
+    values[1] = fmaf((x.y + residual.y - mean) * factor, norm.gain.y, norm.bias.y);
+    values[2] = fmaf((x.z + residual.z - mean) * factor, norm.gain.z, norm.bias.z);
+    values[3] = fmaf((x.w + residual.w - mean) * factor, norm.gain.w, norm.bias.w);
+}
+
 /* The codes of a thread's four columns as bytes; returns their sum. */
 static __device__ inline int32_t encode_four_bytes(const Encoding &e, size_t token, uint32_t column,
                                                    const float values[4], float factor,
@@ -222,15 +246,11 @@ static __global__ void __launch_bounds__(ClusterShape<N>::THREADS)
         if (p.n_nonzero != NULL) ones[i] = (int32_t)p.row_ones[output + place + i * 8];
     }
     uint32_t row = threadIdx.x / S::ROW_THREADS, column = threadIdx.x % S::ROW_THREADS * 4;
-    float4 gain = *(const float4 *)(norm.gain + column);
-    float4 norm_bias = *(const float4 *)(norm.bias + column);
+    const NormFour of_norm = {four_at(norm.gain, column), four_at(norm.bias, column)};
     float4 shifts[3];
 #pragma unroll
-    for (uint32_t k = 0; k < 3; k++) {
-        const float *shift = k < followers.n ? followers.encodings[k].shift : NULL;
-        shifts[k] =
-            shift != NULL ? *(const float4 *)(shift + column) : make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-    }
+    for (uint32_t k = 0; k < 3; k++)
+        shifts[k] = four_at(k < followers.n ? followers.encodings[k].shift : NULL, column);
     greet_cluster();
 
     wait_for_kernels_before(p.n_tokens);
@@ -277,15 +297,8 @@ static __global__ void __launch_bounds__(ClusterShape<N>::THREADS)
     if (threadIdx.x < CLUSTER_ROWS * LANES) find_moments<N>(norm.eps, rows);
     __syncthreads();
     size_t t = token + rank * CLUSTER_ROWS + row;
-    float4 x = *(const float4 *)(rows->results[row] + column);
-    float4 residual = *(const float4 *)(rows->residual[row] + column);
-    float mean = rows->mean[row], factor = rows->factor[row];
-    const float values[4] = {
-        fmaf((x.x + residual.x - mean) * factor, gain.x, norm_bias.x),
-        fmaf((x.y + residual.y - mean) * factor, gain.y, norm_bias.y),
-        fmaf((x.z + residual.z - mean) * factor, gain.z, norm_bias.z),
-        fmaf((x.w + residual.w - mean) * factor, gain.w, norm_bias.w),
-    };
+    float values[4];
+    normalize_four<N>(*rows, of_norm, row, column, values);
     *(float4 *)(norm.y + t * N + column) = make_float4(values[0], values[1], values[2], values[3]);
     float greatest = 0.0F;
 #pragma unroll

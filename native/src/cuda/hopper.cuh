@@ -167,6 +167,17 @@ static __device__ inline void wgmma_rows_32(bool onto, int32_t d[16], const uint
                  : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"((uint32_t)onto));
 }
 
+/* d [64 outputs, 8 tokens] */
+static __device__ inline void wgmma_rows_8(bool onto, int32_t d[4], const uint4 &a, uint64_t b)
+{
+    asm volatile("{.reg .pred onto;\n"
+                 "setp.ne.b32 onto, %9, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n8k256.s32.b1.b1.and.popc {" BITM_PLACES4
+                 "}, {%4, %5, %6, %7}, %8, onto;}"
+                 : BITM_D4
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"((uint32_t)onto));
+}
+
 static __device__ inline void copy_async(void *to, const void *from)
 {
     asm volatile(
@@ -388,6 +399,33 @@ static __device__ inline void store_in_block(uint32_t address, float x)
     asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");
 }
 
+/* Sends 4, 8 or 16 bytes to such a place, without waiting; they count for a barrier of that block,
+ * whose address is of the same kind. */
+static __device__ inline void send_to_block(uint32_t address, uint32_t barrier, uint32_t x)
+{
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
+            address),
+        "r"(x), "r"(barrier)
+        : "memory");
+}
+
+static __device__ inline void send_to_block(uint32_t address, uint32_t barrier, uint2 x)
+{
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 "
+                 "[%0], {%1, %2}, [%3];" ::"r"(address),
+                 "r"(x.x), "r"(x.y), "r"(barrier)
+                 : "memory");
+}
+
+static __device__ inline void send_to_block(uint32_t address, uint32_t barrier, uint4 x)
+{
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
+                 "[%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+                 "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(barrier)
+                 : "memory");
+}
+
 #endif
 
 /* d [64 outputs, N tokens] += or = a AND b over 256 columns, weights in registers. */
@@ -396,8 +434,10 @@ static __device__ inline void wgmma_rows_of(bool onto, int32_t *d, const uint4 &
 {
     if (N == 64)
         wgmma_rows_64(onto, d, a, b);
-    else
+    else if (N == 32)
         wgmma_rows_32(onto, d, a, b);
+    else
+        wgmma_rows_8(onto, d, a, b);
 }
 
 /* d [64 rows, N rows] += a AND b over 256 columns. */

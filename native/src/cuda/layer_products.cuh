@@ -51,6 +51,13 @@ static __device__ inline SumRule rule_of(int32_t bit, bool dense)
     return dense ? SumRule{0, 4, -2} : SumRule{-2, -2, 0};
 }
 
+/* Of inputs that have so many bits. */
+static __device__ inline int32_t code_sum_of(const LayerHalf &linear, int32_t n_bits,
+                                             uint32_t n_columns)
+{
+    return linear.bit != 0 ? linear.bit * n_bits : 2 * n_bits - (int32_t)n_columns;
+}
+
 /* acc = weights AND bits of a batch, or += . */
 template <typename S>
 static __device__ inline void multiply_batch(const uint4 weights[], uint64_t bits, bool onto,
@@ -100,6 +107,16 @@ static __device__ inline TileFacts facts_of_tile(const LayerHalf &linear, const 
     return facts;
 }
 
+/* Of a token, whose sums are sum[0] and sum[2]; step: of the inputs. */
+static __device__ inline float2 results_of(const int32_t sum[], const SumRule &rule, float step,
+                                           const TileFacts &facts, int32_t code_sum)
+{
+    int32_t first = sum[0] * rule.multiplier + rule.of_ones * (int32_t)facts.ones.x - code_sum;
+    int32_t second = sum[2] * rule.multiplier + rule.of_ones * (int32_t)facts.ones.y - code_sum;
+    return make_float2(fmaf((float)first, facts.scale.x * step, facts.bias.x),
+                       fmaf((float)second, facts.scale.y * step, facts.bias.y));
+}
+
 /* Adds the results of a tile to the rows. */
 template <typename S>
 static __device__ inline void add_to_rows(const int32_t acc[], const SumRule &rule, float step,
@@ -109,8 +126,6 @@ static __device__ inline void add_to_rows(const int32_t acc[], const SumRule &ru
     enum : int { AT_ONCE = 2 }; /* loads of so many 8 tokens before they are stored */
     uint32_t t = threadIdx.x % 4 * 2;
     float *to = rows + t * S::ROW + output_of_tile(tile);
-    float scale[2] = {facts.scale.x * step, facts.scale.y * step};
-    int32_t ones[2] = {rule.of_ones * (int32_t)facts.ones.x, rule.of_ones * (int32_t)facts.ones.y};
 #pragma unroll
     for (int j = 0; j < S::TOKENS / 8; j += AT_ONCE) {
         float2 y[AT_ONCE][2];
@@ -126,11 +141,10 @@ static __device__ inline void add_to_rows(const int32_t acc[], const SumRule &ru
 #pragma unroll
             for (int e = 0; e < 2; e++) {
                 const int32_t *sum = acc + (j + i) * 4 + e;
-                int32_t codes = e == 0 ? sums[i].x : sums[i].y;
-                int32_t first = sum[0] * rule.multiplier + ones[0] - codes;
-                int32_t second = sum[2] * rule.multiplier + ones[1] - codes;
-                y[i][e].x += fmaf((float)first, scale[0], facts.bias.x);
-                y[i][e].y += fmaf((float)second, scale[1], facts.bias.y);
+                const float2 results =
+                    results_of(sum, rule, step, facts, e == 0 ? sums[i].x : sums[i].y);
+                y[i][e].x += results.x;
+                y[i][e].y += results.y;
                 *(float2 *)(to + ((j + i) * 8 + e) * S::ROW) = y[i][e];
             }
         }
@@ -268,11 +282,11 @@ struct OutputBlock {
 
 /* Bits of the results of a block, the thread's bytes of TOKENS / 4 tokens: see compare_tile. *next:
  * the block's limits, and then those of the one after. */
-template <typename S>
-static __device__ inline void
-multiply_to_bits(LayerWeights<S::H256> *weights, const LayerSigns &layer, const OutputBlock &block,
-                 const OutputBlock &after, ByteLimits *next, const LayerInputs &inputs,
-                 const uint32_t *code_sums, uint32_t bytes[])
+template <typename S, typename Weights>
+static __device__ inline void multiply_to_bits(Weights *weights, const LayerSigns &layer,
+                                               const OutputBlock &block, const OutputBlock &after,
+                                               ByteLimits *next, const LayerInputs &inputs,
+                                               const uint32_t *code_sums, uint32_t bytes[])
 {
     const SumRule rule = rule_of(0, inputs.nonzero == 0);
     ByteLimits limits = *next;

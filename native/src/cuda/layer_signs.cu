@@ -1,6 +1,7 @@
 /* Layers of signs: what of them one kernel computes. */
 #include "attend_signs.cuh"
 #include "forward.cuh"
+#include "layer_cluster.cuh"
 #include "layer_signs.cuh"
 #include "sum_limits.cuh"
 
@@ -46,15 +47,14 @@ static LayerHalf half_of(const Linear &linear, int32_t bit, const NormWeights &n
                      norm.gain,       norm.bias};
 }
 
-/* Few tokens are spread over more multiprocessors by other kernels. */
+/* Fewer tokens are spread over more multiprocessors, by kernels of their own. */
 enum { LEAST_TOKENS = 512 };
 
 /* Fills what the kernel is given of a layer itself; false where it does not take it. */
 static bool plan_layer(const Work &w, const Layer &layer, LayerSigns *a)
 {
     int32_t of_context, of_inner;
-    if (layer.ordered_weights == NULL || w.n_tokens < LEAST_TOKENS ||
-        !takes_one_plane(w, layer.attention_output, &of_context) ||
+    if (layer.ordered_weights == NULL || !takes_one_plane(w, layer.attention_output, &of_context) ||
         !takes_signs(w, layer.intermediate) || !takes_one_plane(w, layer.output, &of_inner) ||
         !knows_bits(layer.intermediate))
         return false;
@@ -125,6 +125,13 @@ static bool are_many(const Work &w)
     return w.n_tokens > w.session->model->n_multiprocessors * 32;
 }
 
+template <int H256> static void launch_cluster(const Work &w, const SignLayers &a)
+{
+    launch_early(w, layer_cluster_kernel<H256>, w.n_tokens / CLUSTER_ROWS,
+                 LayerClusterShape<H256>::THREADS, sizeof(LayerClusterMemory<H256>), CLUSTER_BLOCKS,
+                 a);
+}
+
 template <int H256, int TOKENS, bool ATTENDS>
 static void launch_layers(const Work &w, const SignLayers &a)
 {
@@ -153,6 +160,13 @@ bool run_layer_signs(const Work &w, const Layer &layer, const Inputs &context, c
     a.context = context.place->planes;
     a.context_sum = context.facts.code_sum;
     a.context_nonzero = only.halves[0].bit == 0 ? context.place->n_nonzero : NULL;
+    if (w.n_tokens < LEAST_TOKENS) {
+        a.layers[0] = only;
+        n == 512   ? launch_cluster<2>(w, a)
+        : n == 768 ? launch_cluster<3>(w, a)
+                   : launch_cluster<4>(w, a);
+        return true;
+    }
     Encoding encodings[LAYER_OPERANDS];
     ahead->has_operands = after != NULL && plan_operands_after(w, layer, *after, encodings, &only);
     if (ahead->has_operands) leave_operands(encodings, &a);
@@ -290,6 +304,9 @@ bool attend_few_signs(const Work &w, const Layer &layer, const float *x, Inputs 
 
 bitm_status prepare_layers(const bitm_device_model *model, bitm_error *err)
 {
+    BITM_TRY_STATUS(allow_shared(layer_cluster_kernel<2>, model, err));
+    BITM_TRY_STATUS(allow_shared(layer_cluster_kernel<3>, model, err));
+    BITM_TRY_STATUS(allow_shared(layer_cluster_kernel<4>, model, err));
     BITM_TRY_STATUS(allow_shared(attend_signs_kernel<2>, model, err));
     BITM_TRY_STATUS(allow_shared(attend_signs_kernel<3>, model, err));
     BITM_TRY_STATUS(allow_shared(attend_signs_kernel<4>, model, err));

@@ -87,6 +87,21 @@ static inline void greet_cluster()
     cuda_emulator::arrive_at_cluster();
 }
 
+static inline void send_to_block(uint32_t address, uint32_t barrier, uint32_t x)
+{
+    cuda_emulator::send_to_block(address, barrier, &x, 1);
+}
+
+static inline void send_to_block(uint32_t address, uint32_t barrier, uint2 x)
+{
+    cuda_emulator::send_to_block(address, barrier, &x.x, 2);
+}
+
+static inline void send_to_block(uint32_t address, uint32_t barrier, uint4 x)
+{
+    cuda_emulator::send_to_block(address, barrier, &x.x, 4);
+}
+
 /* ---- Products ---- */
 
 static inline void wgmma_fence()
@@ -152,6 +167,11 @@ static inline void wgmma_rows_64(bool onto, int32_t d[32], const uint4 &a, uint6
 static inline void wgmma_rows_32(bool onto, int32_t d[16], const uint4 &a, uint64_t b)
 {
     start_product(cuda_emulator::Factors::ROWS_OF_BITS, 32, d, &a.x, b, onto);
+}
+
+static inline void wgmma_rows_8(bool onto, int32_t d[4], const uint4 &a, uint64_t b)
+{
+    start_product(cuda_emulator::Factors::ROWS_OF_BITS, 8, d, &a.x, b, onto);
 }
 
 static inline void wgmma_codes_64(int32_t d[32], uint64_t a, uint64_t b)

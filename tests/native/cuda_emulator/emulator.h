@@ -90,9 +90,10 @@ struct Gathering {
 /* A copy to shared memory that is under way, of 16 bytes or by a barrier. */
 struct Copy {
     void *to;
-    const void *from;
+    const void *from; /* NULL: the words */
     uint32_t n_bytes;
     uint64_t *barrier;
+    uint32_t words[4];
 };
 
 /* A product of a warpgroup [64, n], d += a x b, that is under way; `a` by its descriptor or, where
@@ -271,6 +272,7 @@ void wait_for_cluster();
 void finish_cluster_phase(Cluster &cluster); /* where all have arrived */
 uint32_t place_in_block(const void *place, uint32_t rank);
 void store_in_block(uint32_t address, float x);
+void send_to_block(uint32_t address, uint32_t barrier, const uint32_t *words, uint32_t n_words);
 
 void wait_for_kernels_before();
 

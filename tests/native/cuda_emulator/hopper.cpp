@@ -62,7 +62,7 @@ void start_copy(void *to, const void *from)
     if (chance(2) == 1)
         memcpy(to, from, 16);
     else
-        current->copies.list.push_back({to, from, 16, NULL});
+        current->copies.list.push_back({to, from, 16, NULL, {}});
 }
 
 void commit_copies()
@@ -137,10 +137,18 @@ void wait_for_phase(uint64_t *barrier, uint32_t phase)
 
 static void finish_copy(Cluster &cluster, const Copy &copy)
 {
-    memcpy(copy.to, copy.from, copy.n_bytes);
+    memcpy(copy.to, copy.from != NULL ? copy.from : copy.words, copy.n_bytes);
     BarrierWord *word = (BarrierWord *)copy.barrier;
     word->n_bytes -= (int32_t)copy.n_bytes;
     end_phase_if_complete(cluster, copy.barrier, word);
+}
+
+static void begin_copy(const Copy &copy)
+{
+    if (chance(2) == 1)
+        finish_copy(*current->block->cluster, copy);
+    else
+        current->block->cluster->copies.push_back(copy);
 }
 
 void start_bulk_copy(void *to, const void *from, uint32_t n_bytes, uint64_t *barrier)
@@ -148,11 +156,7 @@ void start_bulk_copy(void *to, const void *from, uint32_t n_bytes, uint64_t *bar
     check_shared_bytes(to, n_bytes);
     check_device_bytes(from, n_bytes);
     (void)word_of(barrier);
-    Copy copy = {to, from, n_bytes, barrier};
-    if (chance(2) == 1)
-        finish_copy(*current->block->cluster, copy);
-    else
-        current->block->cluster->copies.push_back(copy);
+    begin_copy({to, from, n_bytes, barrier, {}});
 }
 
 bool finish_bulk_copy(Cluster &cluster)
@@ -169,7 +173,7 @@ void start_bulk_store(void *to, const void *from, uint32_t n_bytes)
 {
     check_device_bytes(to, n_bytes);
     check_shared_bytes(from, n_bytes);
-    current->stores.list.push_back({to, from, n_bytes, NULL});
+    current->stores.list.push_back({to, from, n_bytes, NULL, {}});
 }
 
 void commit_bulk_stores()
@@ -229,12 +233,30 @@ uint32_t place_in_block(const void *place, uint32_t rank)
     return rank << 24 | shared_address(place);
 }
 
-void store_in_block(uint32_t address, float x)
+/* A place in a block of the cluster, to be written. */
+static uint8_t *place_to_write(uint32_t address, uint32_t n_bytes)
 {
-    Block &block = *current->block->cluster->blocks[address >> 24];
+    const Block &block = *current->block->cluster->blocks[address >> 24];
     if (!block.has_begun) fail("writes into a block that has not begun");
     if (block.n_alive == 0) fail("writes into a block that has ended");
-    memcpy(shared_place(block, address & 0xFFFFFF, sizeof x), &x, sizeof x);
+    return shared_place(block, address & 0xFFFFFF, n_bytes);
+}
+
+void store_in_block(uint32_t address, float x)
+{
+    memcpy(place_to_write(address, sizeof x), &x, sizeof x);
+}
+
+void send_to_block(uint32_t address, uint32_t barrier, const uint32_t *words, uint32_t n_words)
+{
+    uint32_t n_bytes = n_words * 4;
+    if (address >> 24 != barrier >> 24) fail("sends to one block, with a barrier of another");
+    if (address % n_bytes != 0) fail("sends %u bytes to %u, unaligned", n_bytes, address);
+    uint64_t *at = (uint64_t *)place_to_write(barrier, sizeof *at);
+    (void)word_of(at);
+    Copy copy = {place_to_write(address, n_bytes), NULL, n_bytes, at, {}};
+    memcpy(copy.words, words, n_bytes);
+    begin_copy(copy);
 }
 
 /* ---- Kernels before ---- */
