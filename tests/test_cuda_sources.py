@@ -99,7 +99,10 @@ def all_kernels() -> tuple[str, list[str]]:
         *[f"gemm_norm_kernel<48, 64, {n}>" for n in ("4, false", "3, true")],
         *[f"gemm_norm_cluster_kernel<{n}, true>" for n in (512, 768, 1024)],
         *[f"gemm_norm_cluster_kernel<{n}, false>" for n in (512, 768, 1024)],
-        *[f"layer_signs_kernel<{n}>" for n in ("2, 32", "2, 64", "3, 32", "3, 64", "4, 32")],
+        *[f"layer_signs_kernel<{n}, 32, false>" for n in (2, 3, 4)],
+        *[f"layer_signs_kernel<{n}, 64, {b}>" for n in (2, 3) for b in ("true", "false")],
+        *[f"layer_cluster_kernel<{n}>" for n in (2, 3, 4)],
+        *[f"attend_signs_kernel<{n}>" for n in (2, 3, 4)],
     ]
     text = "".join((CUDA / header).read_text() for header in headers)
     plain = re.findall(

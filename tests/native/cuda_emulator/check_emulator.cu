@@ -116,6 +116,27 @@ static __global__ void through_a_cluster(Job job)
         job.to[other + (i ^ WORDS)] = __float_as_uint(words[i]);
 }
 
+/* The same by messages, which count for the other block's barrier.  BARRIER: that is not ready. */
+static __global__ void by_messages(Job job)
+{
+    BITM_DYNAMIC_SHARED(shared);
+    uint64_t *barrier = (uint64_t *)shared;
+    uint4 *pieces = (uint4 *)(shared + PIECE);
+    const uint32_t HALF = THREADS / 2, first = blockIdx.x * HALF, other = HALF - first;
+    if (threadIdx.x == 0 && job.omission != BARRIER) {
+        init_barrier(barrier);
+        expect_bytes(barrier, HALF * PIECE);
+    }
+    greet_cluster();
+    wait_for_cluster();
+    if (threadIdx.x < HALF)
+        send_to_block(place_in_block(pieces + threadIdx.x, 1 - blockIdx.x),
+                      place_in_block(barrier, 1 - blockIdx.x),
+                      ((const uint4 *)job.from)[first + threadIdx.x]);
+    if (job.omission != WAIT) wait_for_phase(barrier, 0);
+    if (threadIdx.x < HALF) ((uint4 *)job.to)[other + (threadIdx.x ^ 1)] = pieces[threadIdx.x];
+}
+
 /* SECOND: reads past the end of memory. */
 static __global__ void by_one_thread_each(Job job)
 {
@@ -151,6 +172,8 @@ static const Case cases[] = {
     {"the kernel before", after_the_kernel_before, WAIT, NULL, 1},
     {"a cluster", through_a_cluster, WAIT, "has ended", 2},
     {"a cluster", through_a_cluster, SECOND, "has not begun", 2},
+    {"messages", by_messages, BARRIER, "has not been initialized", 2},
+    {"messages", by_messages, WAIT, "ended", 2},
     {"threads", by_one_thread_each, WAIT, "64 at __syncthreads; 64 at __syncwarp", 1},
     {"threads", by_one_thread_each, SECOND, "where it may not", 1},
 };
