@@ -147,6 +147,7 @@ test-cuda-emulated: dev emulated-hopper emulated-oldest ## run the CUDA sources 
 	$(EMULATED_GPUS)/hopper/check_emulator
 	$(call EMULATED_TESTS,hopper) tests/test_cuda.py
 	BITM_EMULATED_MULTIPROCESSORS=8 $(call EMULATED_TESTS,hopper) tests/test_cuda.py -k layers_of_signs
+	BITM_EMULATED_SEED=1 BITM_EMULATED_MULTIPROCESSORS=8 $(call EMULATED_TESTS,hopper) tests/test_cuda.py -k more_layers
 	BITM_EMULATED_SEED=1 BITM_EMULATED_MULTIPROCESSORS=8 $(call EMULATED_TESTS,hopper) -p device_twin \
 	  tests/test_quantizers.py $(EMULATED_FAMILIES:%=tests/test_family_%.py)
 	$(call EMULATED_TESTS,oldest) tests/test_cuda.py -k 'every_layer or every_shape'

@@ -357,6 +357,19 @@ def test_layers_of_signs_with_attention(
 
 
 @needs_gpu
+def test_more_layers_of_signs_than_one_kernel_takes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    sizes = {"n_layers": 14, "intermediate_size": 2048}
+    path = tmp_path / "m.bitm"
+    bitm_formats.write(path, sign_attention_model(rng, False, **sizes))
+    with Model(path, device="cpu") as cpu, Model(path, device="cuda") as gpu:
+        ids = rng.integers(0, 400, (12 if EMULATED else 200, 64))
+        states = cpu.hidden_states(ids)
+        for _ in range(3):
+            np.testing.assert_array_equal(gpu.hidden_states(ids), states)
+
+
+@needs_gpu
 @pytest.mark.parametrize("head_size", [1, 17, 40, 64, 128, 200])
 def test_attention_of_bytes(tmp_path: Path, head_size: int) -> None:
     rng = np.random.default_rng(head_size)

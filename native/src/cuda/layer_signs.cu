@@ -212,6 +212,7 @@ static bool plan_layers(const Work &w, uint32_t first, SignLayers *a)
     const Layer *layers = w.session->model->layers + first;
     for (uint32_t n = 0; n < a->n_layers; n++) {
         LayerSigns *to = &a->layers[n];
+        *to = LayerSigns();
         if (!plan_layer(w, layers[n], to) || !plan_attention(w, layers[n], &to->attention))
             return false;
         if (n + 1 == a->n_layers && !a->leaves_operands) break;
@@ -238,7 +239,7 @@ uint32_t run_layers_of_signs(const Work &w, uint32_t n_layers, Inputs inputs[3])
         if (first[i]->branches[0].sum_limits == NULL) return 0;
     SignLayers a = begin_layers(w, Followers());
     leave_operands(operands, &a);
-    for (bool runs : {false, true}) {
+    for (bool runs : {false, true}) { /* all are tried before one runs */
         if (runs) run_sign_operands(w, layers[0], w.session->buffers.hidden, inputs, operands);
         for (uint32_t n = 0; n < n_layers; n += a.n_layers) {
             a.n_layers = n_layers - n < MOST_LAYERS ? n_layers - n : MOST_LAYERS;

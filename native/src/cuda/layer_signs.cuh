@@ -124,8 +124,7 @@ static __device__ inline void sum_codes(const LayerHalf &linear, const uint4 *se
         n += popc_piece(set[piece_place(token, piece, n_pieces)]);
     n = warp_sum<THREADS>(n);
     if (threadIdx.x % THREADS == 0)
-        code_sums[token] =
-            linear.bit != 0 ? linear.bit * n : 2 * n - (int32_t)n_pieces * PIECE_BITS;
+        code_sums[token] = code_sum_of(linear, n, n_pieces * PIECE_BITS);
     __syncthreads();
 }
 
@@ -284,11 +283,14 @@ static __global__ void __launch_bounds__(LAYER_THREADS, 1) layer_signs_kernel(Si
     LayerWeights<H256> weights;
     weights.begin(a.layers[0]);
     __syncthreads();
-    /* The kernel before has begun when those were over that wrote the residual. */
-    fetch_residual<S>(a, token, rows, &facts->residual);
+    /* Without attention the kernel before is attention's, and has begun when those were over that
+     * wrote the residual. */
+    if (!ATTENDS) fetch_residual<S>(a, token, rows, &facts->residual);
     wait_for_all_before();
     let_next_begin();
-    bool plain = true; /* every query has all tokens of the block; or else no input is 0 */
+    if (ATTENDS) fetch_residual<S>(a, token, rows, &facts->residual);
+    /* Attention: every query has all tokens of the block.  Otherwise: no input is 0. */
+    bool plain = true;
     if (ATTENDS) {
         for (uint32_t k = 0; k < LAYER_OPERANDS; k++)
             fetch_set<S>(a.operands[k], token, sets + k * S::SET);
